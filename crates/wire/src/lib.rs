@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+// Names: where an event stands, and where a message goes.
 pub mod lsn;
 pub mod message_id;
 pub mod names;
@@ -14,7 +15,24 @@ pub mod position;
 pub mod subject;
 pub mod token;
 
+// Messages.
+pub mod checkpoint;
+pub mod codec;
+pub mod command;
+pub mod event;
+pub mod gap;
+pub mod schema;
+pub mod snapshot;
+pub mod snapshot_request;
+pub mod sync;
+pub mod value;
+
+pub mod doc;
+
+pub use codec::{DecodeError, Message};
+pub use event::Event;
 pub use lsn::Lsn;
 pub use operation::Operation;
 pub use position::Position;
 pub use subject::{SubjectPattern, Subjects};
+pub use value::{Column, Row, Value};
