@@ -100,8 +100,7 @@ pub struct Slab {
     tables: Vec<Arc<Table>>,
     transactions: Vec<Transaction>,
     boundary: Lsn,
-    /// Counts the source's sessions: a rewind makes the slabs of older ones void.
-    pub session: u32,
+    session: u32,
 }
 
 /// A slab takes rows until it holds this many bytes. One larger row makes a larger slab.
@@ -140,6 +139,17 @@ impl Row<'_> {
 }
 
 impl Slab {
+    /// The same slab for another session of the source; see `session`.
+    #[must_use]
+    pub fn of_session(self, session: u32) -> Self {
+        Self { session, ..self }
+    }
+
+    /// Counts the source's sessions: a rewind makes the slabs of older ones void.
+    pub fn session(&self) -> u32 {
+        self.session
+    }
+
     pub fn events(&self) -> &[Event] {
         &self.events
     }

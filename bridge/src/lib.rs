@@ -5,6 +5,7 @@
 // The road.
 pub mod encode;
 pub mod event;
+pub mod assembler;
 pub mod ledger;
 pub mod pgoutput;
 pub mod publish;
@@ -12,6 +13,7 @@ pub mod ring;
 
 // Beside it.
 pub mod catalog;
+pub mod config;
 pub mod metrics;
 pub mod schema_registry;
 pub mod shared;

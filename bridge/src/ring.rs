@@ -35,7 +35,10 @@ struct Shared {
     events: AtomicUsize,
     bytes: AtomicUsize,
     filled: Notify,
-    is_closed: AtomicBool,
+    /// The producer has pushed its last slab.
+    is_complete: AtomicBool,
+    /// The consumer is gone.
+    is_abandoned: AtomicBool,
 }
 
 /// The source's end: not `Clone`, and `push` takes `&mut self`.
@@ -62,7 +65,8 @@ pub fn ring(budget: Budget) -> (Producer, Consumer, Gauge) {
         events: AtomicUsize::new(0),
         bytes: AtomicUsize::new(0),
         filled: Notify::new(),
-        is_closed: AtomicBool::new(false),
+        is_complete: AtomicBool::new(false),
+        is_abandoned: AtomicBool::new(false),
     });
     let consumer = Consumer {
         shared: shared.clone(),
@@ -100,16 +104,21 @@ impl Producer {
         Ok(())
     }
 
-    /// The consumer is gone: nobody will ever take what is pushed.
-    pub fn is_closed(&self) -> bool {
-        self.0.is_closed.load(Ordering::Acquire)
+    /// Says that no further slab will come.
+    pub fn complete(&mut self) {
+        self.0.is_complete.store(true, Ordering::Release);
+        self.0.filled.notify_one();
+    }
+
+    /// The consumer is gone: it has emptied a completed ring, or failed.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.is_abandoned.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        self.0.is_closed.store(true, Ordering::Release);
-        self.0.filled.notify_one();
+        self.complete();
     }
 }
 
@@ -133,9 +142,9 @@ impl Consumer {
         self.shared.filled.notified().await;
     }
 
-    /// The producer is gone; what is in the ring is the last.
-    pub fn is_closed(&self) -> bool {
-        self.shared.is_closed.load(Ordering::Acquire)
+    /// What is in the ring is the last.
+    pub fn is_complete(&self) -> bool {
+        self.shared.is_complete.load(Ordering::Acquire)
     }
 
     /// Gives a slab back: its events are stored, or void.
@@ -156,7 +165,7 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.shared.is_closed.store(true, Ordering::Release);
+        self.shared.is_abandoned.store(true, Ordering::Release);
         if let Some(producer) = &self.producer {
             producer.unpark();
         }

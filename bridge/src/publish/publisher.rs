@@ -232,7 +232,7 @@ impl Publisher {
         let slab = loop {
             match self.ring.pop() {
                 None => return false,
-                Some(void) if void.session < self.shared.session() => self.ring.recycle(void),
+                Some(void) if void.session() < self.shared.session() => self.ring.recycle(void),
                 Some(slab) => break slab,
             }
         };
@@ -412,7 +412,7 @@ impl Publisher {
     }
 
     fn is_drained(&self, connection: &Connection) -> bool {
-        self.ring.is_closed()
+        self.ring.is_complete()
             && self.is_starved()
             && self.chain.is_idle()
             && connection.unsent() == 0
