@@ -1,1 +1,3 @@
 //! The road.
+
+pub mod pgoutput;
