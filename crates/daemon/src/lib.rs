@@ -1,1 +1,19 @@
-//! The process shell.
+//! The shell every process of the project shares, and nothing of what any of them does.
+//!
+//! In: flags, environment values, signals. Out: logs on stderr, one shutdown handle, connect options, a small HTTP
+//! listener. What must hold: every wait is bounded or can be ended by [`shutdown::Shutdown`], and no secret is printed.
+#![warn(missing_docs)]
+
+pub mod backoff;
+#[cfg(feature = "http")]
+pub mod http;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(any(feature = "http", feature = "nats"))]
+mod percent;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod secret;
+pub mod shutdown;
+pub mod telemetry;
+pub mod units;

@@ -1,0 +1,119 @@
+//! Keeps the bodies of events that no message can hold, in Object Store bucket `oversize`.
+//!
+//! In: an encoded event. Out: where it lies, for the stub that goes out in its place.
+//! Invariant: the stub is published only after the object is stored; a repeat overwrites its own object.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, object_store};
+use sha2::{Digest as _, Sha256};
+use wire::Position;
+use wire::names::BUCKET_OVERSIZE;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "an event of {bytes} bytes is too large for a message and --oversize is halt; raise max_payload, or use --oversize park"
+    )]
+    Halt { bytes: usize },
+    #[error(
+        "cannot open Object Store bucket {BUCKET_OVERSIZE}; the NATS user needs to create stream OBJ_{BUCKET_OVERSIZE}"
+    )]
+    Bucket(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot store a body of {bytes} bytes in bucket {BUCKET_OVERSIZE}")]
+    Put {
+        bytes: usize,
+        #[source]
+        source: object_store::PutError,
+    },
+}
+
+/// What to do with such an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Body into the object store, stub into the stream.
+    Park,
+    /// Stop there, loudly, until somebody raises the limit.
+    Halt,
+}
+
+pub struct Oversize {
+    policy: Policy,
+    jetstream: jetstream::Context,
+    slot: String,
+    parked: Option<Parked>,
+}
+
+/// A body that is stored.
+pub struct Parked {
+    position: Position,
+    body: wire::event::Oversize,
+}
+
+/// As long as the events that refer to them, by default.
+const OBJECT_AGE_MAX: Duration = Duration::from_hours(7 * 24);
+
+impl Oversize {
+    pub fn new(policy: Policy, jetstream: jetstream::Context, slot: String) -> Self {
+        Self {
+            policy,
+            jetstream,
+            slot,
+            parked: None,
+        }
+    }
+
+    /// The body of the event at this position, if it was the last one parked.
+    pub fn parked(&self, position: Position) -> Option<&wire::event::Oversize> {
+        let parked = self
+            .parked
+            .as_ref()
+            .filter(|parked| parked.position == position)?;
+        Some(&parked.body)
+    }
+
+    /// Stores the body under `{slot}/{position}`.
+    pub async fn park(&mut self, position: Position, body: Vec<u8>) -> Result<(), Error> {
+        let bytes = body.len();
+        if self.policy == Policy::Halt {
+            return Err(Error::Halt { bytes });
+        }
+        let digest = Sha256::digest(&body);
+        let sha256 = digest.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        let object = format!("{}/{position}", self.slot);
+        let store = self.bucket().await?;
+        store
+            .put(object.as_str(), &mut body.as_slice())
+            .await
+            .map_err(|source| Error::Put { bytes, source })?;
+        self.parked = Some(Parked {
+            position,
+            body: wire::event::Oversize {
+                bytes: bytes as u64,
+                sha256,
+                object,
+            },
+        });
+        Ok(())
+    }
+
+    async fn bucket(&self) -> Result<object_store::ObjectStore, Error> {
+        if let Ok(store) = self.jetstream.get_object_store(BUCKET_OVERSIZE).await {
+            return Ok(store);
+        }
+        let config = object_store::Config {
+            bucket: BUCKET_OVERSIZE.to_owned(),
+            description: Some("bodies of events too large for a message".to_owned()),
+            max_age: OBJECT_AGE_MAX,
+            ..object_store::Config::default()
+        };
+        self.jetstream
+            .create_object_store(config)
+            .await
+            .map_err(|error| Error::Bucket(Box::new(error)))
+    }
+}

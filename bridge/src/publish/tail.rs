@@ -1,0 +1,172 @@
+//! Reads where the stream ends: the place to go on from, after a start or any failure.
+//!
+//! In: a connection. Out: the stream's last sequence and the position of the last event in it.
+//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use wire::{Message as _, Position};
+
+use super::chain::ApiError;
+use super::connection::{self, Connection};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Connection(#[from] connection::Error),
+    #[error("stream {stream} is missing; restart the bridge to create it, or check --stream")]
+    NoStream { stream: String },
+    #[error(
+        "JetStream refused to show stream {stream}; the NATS user needs $JS.API.STREAM.INFO and MSG.GET"
+    )]
+    Api {
+        stream: String,
+        #[source]
+        source: ApiError,
+    },
+    #[error("JetStream's answer about stream {stream} is not understood: {answer}")]
+    Answer { stream: String, answer: String },
+    #[error(
+        "message {sequence} of stream {stream} on {subject} was not written by a bridge; \
+         keep other writers off these subjects, or give the bridge others with --subject-prefix"
+    )]
+    Foreign {
+        stream: String,
+        subject: String,
+        sequence: u64,
+    },
+}
+
+/// The end of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// Of the stream as a whole; 0 when nothing was ever stored.
+    pub last_sequence: u64,
+    /// Of the last event under the filter; `START` when there is none.
+    pub position: Position,
+    /// When the stream was made: tells a recreated one from the one known.
+    pub created: String,
+    /// The stream's limit for one message, header included.
+    pub max_msg_size: Option<usize>,
+}
+
+const ERR_STREAM_NOT_FOUND: u16 = 10_059;
+const ERR_NO_MESSAGE_FOUND: u16 = 10_037;
+
+#[derive(Deserialize)]
+struct InfoAnswer {
+    error: Option<ApiError>,
+    created: Option<String>,
+    config: Option<Config>,
+    state: Option<State>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    max_msg_size: i64,
+}
+
+#[derive(Deserialize)]
+struct State {
+    last_seq: u64,
+}
+
+#[derive(Deserialize)]
+struct GetAnswer {
+    error: Option<ApiError>,
+    message: Option<Stored>,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+}
+
+/// Asks for both. `filter` is the wildcard of the bridge's own subjects.
+pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
+    // The sequence first. A message of ours that is still in the server's queue and stored between
+    // the two answers is then in `position` but behind `last_sequence`: what is sent next is refused
+    // and the tail read again. The other way round it would be stored twice.
+    let answer = connection
+        .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
+        .await?;
+    let info: InfoAnswer = parse(stream, &answer)?;
+    let (created, config, state) = match info {
+        InfoAnswer {
+            error: Some(error), ..
+        } => return Err(refused(stream, error)),
+        InfoAnswer {
+            created: Some(created),
+            config: Some(config),
+            state: Some(state),
+            ..
+        } => (created, config, state),
+        InfoAnswer { .. } => return Err(not_understood(stream, &answer)),
+    };
+    Ok(Tail {
+        last_sequence: state.last_seq,
+        position: position(connection, stream, filter).await?,
+        created,
+        max_msg_size: usize::try_from(config.max_msg_size)
+            .ok()
+            .filter(|&size| size > 0),
+    })
+}
+
+async fn position(
+    connection: &mut Connection,
+    stream: &str,
+    filter: &str,
+) -> Result<Position, Error> {
+    let query = serde_json::json!({ "last_by_subj": filter }).to_string();
+    let answer = connection
+        .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
+        .await?;
+    let message = match parse(stream, &answer)? {
+        GetAnswer {
+            error: Some(error), ..
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(Position::START),
+        GetAnswer {
+            error: Some(error), ..
+        } => return Err(refused(stream, error)),
+        GetAnswer {
+            message: Some(message),
+            ..
+        } => message,
+        GetAnswer { .. } => return Err(not_understood(stream, &answer)),
+    };
+    let foreign = || Error::Foreign {
+        stream: stream.to_owned(),
+        subject: message.subject.clone(),
+        sequence: message.seq,
+    };
+    let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
+    let tail = wire::event::Tail::decode(&payload).map_err(|_| foreign())?;
+    Ok(tail.position())
+}
+
+fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|_| not_understood(stream, answer))
+}
+
+fn not_understood(stream: &str, answer: &[u8]) -> Error {
+    let shown = &answer[..answer.len().min(200)];
+    Error::Answer {
+        stream: stream.to_owned(),
+        answer: String::from_utf8_lossy(shown).into_owned(),
+    }
+}
+
+fn refused(stream: &str, source: ApiError) -> Error {
+    let stream = stream.to_owned();
+    if source.err_code == ERR_STREAM_NOT_FOUND {
+        Error::NoStream { stream }
+    } else {
+        Error::Api { stream, source }
+    }
+}

@@ -1,0 +1,265 @@
+//! The loop that reads WAL: bytes from the walsender in, slabs into the ring, feedback back.
+//!
+//! In: one replication session after another. Out: slabs; StandbyStatusUpdates.
+//! Invariant: only `Shared::confirmed` is confirmed, or a keepalive's WAL end when nothing at all is
+//! under way; and feedback goes on while the ring is full.
+//!
+//! A plain OS thread on a blocking socket: it must be able to nap between reads (see `postgres::gulp`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daemon::backoff::{self, Backoff};
+use daemon::shutdown::Shutdown;
+use wire::{Lsn, SubjectPattern};
+
+use crate::assembler::{self, Assembler};
+use crate::config::TableFilter;
+use crate::event::Slab;
+use crate::feedback::Feedback;
+use crate::metrics::Metrics;
+use crate::pgoutput;
+use crate::postgres::gulp::Gulp;
+use crate::postgres::{self, Endpoint, Frame, Read, ReplicationStream, Session};
+use crate::publish::publisher::Chained;
+use crate::ring::Producer;
+use crate::shared::{Condition, Shared};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error("a message of pgoutput is not understood")]
+    Decode(#[from] pgoutput::decode::Error),
+    #[error("the messages of pgoutput are out of order")]
+    Assemble(#[from] assembler::Error),
+}
+
+/// Where to read from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub endpoint: Endpoint,
+    pub slot: String,
+    pub publications: Vec<String>,
+    pub filter: TableFilter,
+    pub subjects: SubjectPattern,
+}
+
+pub struct Source {
+    origin: Origin,
+    producer: Producer,
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+    /// End of the last transaction that went into the ring.
+    handed_over: Lsn,
+}
+
+/// Longest time between two looks at feedback and shutdown.
+const TICK: Duration = Duration::from_millis(100);
+/// While the ring is full; the publisher wakes us sooner.
+const FULL_PARK: Duration = Duration::from_millis(20);
+/// How often a standby asks for the slot.
+const STANDBY_RETRY: Duration = Duration::from_secs(1);
+
+impl Source {
+    pub fn new(origin: Origin, producer: Producer, shared: Arc<Shared>, metrics: Metrics, shutdown: Shutdown) -> Self {
+        Self {
+            origin,
+            producer,
+            shared,
+            metrics,
+            shutdown,
+            handed_over: Lsn::INVALID,
+        }
+    }
+
+    /// Streams until the shutdown, then waits until the publisher is done. An error is one that no
+    /// retry can mend.
+    pub fn run(mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        while !self.shutdown.is_triggered() {
+            let started = Instant::now();
+            let error = match self.session() {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            self.metrics.connected.set(0);
+            if started.elapsed() > Duration::from_secs(10) {
+                backoff.reset();
+            }
+            let delay = match &error {
+                Error::Postgres(postgres::Error::SlotInUse { .. }) => {
+                    if self.shared.source() != Condition::Standby {
+                        tracing::info!(slot = self.origin.slot, "the slot is in use, standing by");
+                    }
+                    self.shared.source_is(Condition::Standby);
+                    // Jitter, so that of several standbys no two ask at the same time for ever.
+                    STANDBY_RETRY / 2 + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
+                }
+                Error::Postgres(error) if !error.is_retryable() => return Err(Error::Postgres(error.clone())),
+                Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) => {
+                    self.metrics.reconnects.inc();
+                    let delay = backoff.next(backoff::random());
+                    tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
+                    self.shared.source_is(Condition::trouble(&Chained(&error)));
+                    delay
+                }
+            };
+            self.pause(delay);
+        }
+        self.producer.complete();
+        while !self.producer.is_abandoned() {
+            std::thread::park_timeout(FULL_PARK);
+        }
+        Ok(())
+    }
+
+    /// One connection's life. Ok: the shutdown came, and what was read is stored.
+    fn session(&mut self) -> Result<(), Error> {
+        let mut session = Session::connect(&self.origin.endpoint)?;
+        let xid = session.recent_xid()?;
+        let mut stream = session.start_replication(&self.origin.slot, &self.origin.publications)?;
+        stream.set_read_timeout(TICK)?;
+        self.metrics.connected.set(1);
+        self.shared.source_is(Condition::Well);
+        tracing::info!(slot = self.origin.slot, "replication started");
+
+        let number = self.shared.session();
+        let mut run = Run {
+            assembler: Assembler::new(
+                self.origin.filter.clone(),
+                self.origin.subjects.clone(),
+                number,
+                xid,
+                self.producer.slab(),
+            ),
+            feedback: Feedback::new(Instant::now()),
+            gulp: Gulp::default(),
+            wal_end: Lsn::INVALID,
+        };
+        while !self.shutdown.is_triggered() && self.shared.session() == number {
+            self.gulp(&mut stream, &mut run)?;
+        }
+        if self.shutdown.is_triggered() {
+            self.drain(&mut stream, &mut run)?;
+        }
+        Ok(())
+    }
+
+    /// One read, all the frames it brought, and feedback when it is due.
+    fn gulp(&mut self, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+        let started = Instant::now();
+        let bytes = match stream.read()? {
+            Read::Bytes(bytes) => bytes,
+            Read::TimedOut => 0,
+        };
+        let nap = run.gulp.read(started.elapsed(), bytes);
+        let mut messages = 0;
+        let mut is_reply_due = false;
+        loop {
+            // What did not fit goes into the ring before the next frame is looked at.
+            let mut sealed = None;
+            match stream.next_frame()? {
+                None => break,
+                Some(Frame::XLogData { wal_start, payload, .. }) => {
+                    let message = pgoutput::decode(payload)?;
+                    if matches!(message, pgoutput::Message::Begin(_)) {
+                        self.metrics.transactions.inc();
+                    }
+                    run.assembler.take(wal_start, message, |slab| {
+                        debug_assert!(sealed.is_none());
+                        sealed.replace(slab);
+                        Slab::default()
+                    })?;
+                }
+                Some(Frame::Keepalive { wal_end, reply_requested, .. }) => {
+                    run.wal_end = run.wal_end.max(wal_end);
+                    is_reply_due |= reply_requested;
+                }
+            }
+            messages += 1;
+            if let Some(slab) = sealed {
+                self.hand_over(slab, stream, run)?;
+            }
+        }
+        if messages > 0 {
+            self.metrics.wal_messages_received.inc_by(messages);
+            self.metrics.received_lsn.set(run.wal_end.0 as i64);
+        }
+        if let Some(slab) = run.assembler.seal(|| self.producer.slab()) {
+            self.hand_over(slab, stream, run)?;
+        }
+        self.feedback(stream, run, is_reply_due)?;
+        if let Some(nap) = nap {
+            std::thread::sleep(nap);
+        }
+        Ok(())
+    }
+
+    /// Into the ring; waits while that is full, and goes on giving feedback.
+    fn hand_over(&mut self, slab: Slab, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+        let boundary = slab.boundary();
+        let mut slab = slab;
+        let mut waited_since = None;
+        while let Err(refused) = self.producer.push(slab) {
+            slab = refused;
+            waited_since.get_or_insert_with(Instant::now);
+            if self.shutdown.is_triggered() || self.producer.is_abandoned() {
+                // Not confirmed, so WAL has it.
+                return Ok(());
+            }
+            std::thread::park_timeout(FULL_PARK);
+            self.feedback(stream, run, false)?;
+        }
+        if let Some(since) = waited_since {
+            self.metrics.full_wait_seconds.observe(since.elapsed().as_secs_f64());
+        }
+        self.handed_over = self.handed_over.max(boundary);
+        Ok(())
+    }
+
+    fn feedback(&mut self, stream: &mut ReplicationStream, run: &mut Run, is_requested: bool) -> Result<(), Error> {
+        let mut confirmed = self.shared.confirmed();
+        // PostgreSQL: a keepalive's WAL end lies behind everything sent so far. With nothing under way
+        // all before it is done with, and must be said so, or an idle publication pins WAL for ever.
+        if run.assembler.is_idle() && confirmed >= self.handed_over {
+            confirmed = confirmed.max(run.wal_end);
+        }
+        let now = Instant::now();
+        if run.feedback.is_due(confirmed, is_requested, now) {
+            stream.send_status(confirmed, confirmed, confirmed, false)?;
+            run.feedback.sent(confirmed, now);
+            self.metrics.last_ack_lsn.set(confirmed.0 as i64);
+        }
+        Ok(())
+    }
+
+    /// Nothing new enters the ring; once the publisher has stored what is in it, PostgreSQL hears of it.
+    fn drain(&mut self, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+        self.producer.complete();
+        while !self.producer.is_abandoned() {
+            std::thread::park_timeout(FULL_PARK);
+            self.feedback(stream, run, false)?;
+        }
+        let confirmed = self.shared.confirmed();
+        stream.send_status(confirmed, confirmed, confirmed, false)?;
+        Ok(())
+    }
+
+    fn pause(&self, delay: Duration) {
+        let until = Instant::now() + delay;
+        while Instant::now() < until && !self.shutdown.is_triggered() {
+            std::thread::park_timeout(TICK.min(delay));
+        }
+    }
+}
+
+/// What lives as long as one session.
+struct Run {
+    assembler: Assembler,
+    feedback: Feedback,
+    gulp: Gulp,
+    /// The highest WAL end a keepalive named.
+    wal_end: Lsn,
+}
