@@ -60,7 +60,13 @@ impl Borrow<Relation> for Known {
 
 impl Assembler {
     /// For a new session; `slab` is an empty one. `xid_reference` is any recent 64 bit transaction id.
-    pub fn new(filter: TableFilter, subjects: SubjectPattern, session: u32, xid_reference: u64, slab: Slab) -> Self {
+    pub fn new(
+        filter: TableFilter,
+        subjects: SubjectPattern,
+        session: u32,
+        xid_reference: u64,
+        slab: Slab,
+    ) -> Self {
         Self {
             relations: Relations::default(),
             filter,
@@ -81,11 +87,17 @@ impl Assembler {
         mut sealed: impl FnMut(Slab) -> Slab,
     ) -> Result<(), Error> {
         match message {
-            Message::Insert { relation_id, new } => self.row(wal_start, relation_id, &Row::Insert(new), &mut sealed),
-            Message::Update { relation_id, old, new } => {
-                self.row(wal_start, relation_id, &Row::Update(old, new), &mut sealed)
+            Message::Insert { relation_id, new } => {
+                self.row(wal_start, relation_id, &Row::Insert(new), &mut sealed)
             }
-            Message::Delete { relation_id, old } => self.row(wal_start, relation_id, &Row::Delete(old), &mut sealed),
+            Message::Update {
+                relation_id,
+                old,
+                new,
+            } => self.row(wal_start, relation_id, &Row::Update(old, new), &mut sealed),
+            Message::Delete { relation_id, old } => {
+                self.row(wal_start, relation_id, &Row::Delete(old), &mut sealed)
+            }
             Message::Truncate(truncate) => {
                 let row = Row::Truncate {
                     cascade: truncate.cascade,
@@ -113,10 +125,16 @@ impl Assembler {
                 Ok(())
             }
             Message::Commit(commit) => {
-                let open = self.transaction.take().ok_or(Error::NoTransaction("a Commit"))?;
+                let open = self
+                    .transaction
+                    .take()
+                    .ok_or(Error::NoTransaction("a Commit"))?;
                 let begin = open.transaction.commit_lsn;
                 if begin != commit.commit_lsn {
-                    return Err(Error::OtherCommit { begin, commit: commit.commit_lsn });
+                    return Err(Error::OtherCommit {
+                        begin,
+                        commit: commit.commit_lsn,
+                    });
                 }
                 self.slab.commit(commit.commit_lsn, commit.end_lsn);
                 Ok(())
@@ -138,8 +156,14 @@ impl Assembler {
         row: &Row<'_>,
         sealed: &mut impl FnMut(Slab) -> Slab,
     ) -> Result<(), Error> {
-        let known = self.relations.get(relation_id).ok_or(Error::UnknownRelation(relation_id))?;
-        let open = self.transaction.as_mut().ok_or(Error::NoTransaction("a row"))?;
+        let known = self
+            .relations
+            .get(relation_id)
+            .ok_or(Error::UnknownRelation(relation_id))?;
+        let open = self
+            .transaction
+            .as_mut()
+            .ok_or(Error::NoTransaction("a row"))?;
         if !known.is_admitted {
             return Ok(());
         }
@@ -149,12 +173,18 @@ impl Assembler {
             self.slab = next.of_session(self.session);
         }
         open.seq += 1;
-        self.slab.push(&known.table, &open.transaction, open.seq, wal_start, row);
+        self.slab
+            .push(&known.table, &open.transaction, open.seq, wal_start, row);
         Ok(())
     }
 
     fn relation(&mut self, relation: Relation) {
-        let Self { relations, filter, subjects, .. } = self;
+        let Self {
+            relations,
+            filter,
+            subjects,
+            ..
+        } = self;
         relations.insert(relation, |relation| Known {
             is_admitted: filter.admits(&relation.namespace, &relation.name),
             table: Arc::new(Table {
@@ -194,14 +224,25 @@ mod tests {
     use crate::pgoutput::{Begin, Column, Commit, ReplicaIdentity, TupleData};
 
     fn assembler(tables: &[&str]) -> Assembler {
-        let mut assembler = Assembler::new(TableFilter::of(tables), SubjectPattern::default(), 0, 1000, Slab::default());
+        let mut assembler = Assembler::new(
+            TableFilter::of(tables),
+            SubjectPattern::default(),
+            0,
+            1000,
+            Slab::default(),
+        );
         for (id, name) in [(1, "users"), (2, "orders")] {
             let relation = Relation {
                 id,
                 namespace: "public".into(),
                 name: name.into(),
                 replica_identity: ReplicaIdentity::Default,
-                columns: vec![Column { name: "id".into(), type_oid: 23, type_modifier: -1, is_key: true }],
+                columns: vec![Column {
+                    name: "id".into(),
+                    type_oid: 23,
+                    type_modifier: -1,
+                    is_key: true,
+                }],
             };
             take(&mut assembler, Message::Relation(relation)).unwrap();
         }
@@ -218,15 +259,27 @@ mod tests {
     }
 
     fn begin(lsn: u64) -> Message<'static> {
-        Message::Begin(Begin { final_lsn: Lsn(lsn), commit_time_us: 0, xid: 1001 })
+        Message::Begin(Begin {
+            final_lsn: Lsn(lsn),
+            commit_time_us: 0,
+            xid: 1001,
+        })
     }
 
     fn commit(lsn: u64) -> Message<'static> {
-        Message::Commit(Commit { flags: 0, commit_lsn: Lsn(lsn), end_lsn: Lsn(lsn + 8), commit_time_us: 0 })
+        Message::Commit(Commit {
+            flags: 0,
+            commit_lsn: Lsn(lsn),
+            end_lsn: Lsn(lsn + 8),
+            commit_time_us: 0,
+        })
     }
 
     fn insert(relation_id: u32, bytes: &[u8]) -> Message<'_> {
-        Message::Insert { relation_id, new: TupleData::from_parts(1, bytes) }
+        Message::Insert {
+            relation_id,
+            new: TupleData::from_parts(1, bytes),
+        }
     }
 
     #[test]
@@ -238,7 +291,11 @@ mod tests {
 
         let slab = assembler.seal(Slab::default).unwrap();
 
-        let events: Vec<_> = slab.events().iter().map(|event| (event.seq, event.last)).collect();
+        let events: Vec<_> = slab
+            .events()
+            .iter()
+            .map(|event| (event.seq, event.last))
+            .collect();
         assert_eq!(events, [(1, false), (2, true)]);
         assert_eq!(slab.transaction(&slab.events()[1]).end_lsn, Lsn(18));
         assert_eq!(slab.boundary(), Lsn(18));
@@ -252,7 +309,10 @@ mod tests {
         take(&mut assembler, begin(10)).unwrap();
         assert!(take(&mut assembler, insert(1, &row)).unwrap().is_empty());
         let sealed = take(&mut assembler, insert(1, &row)).unwrap();
-        assert!(assembler.seal(Slab::default).is_none(), "the transaction is open");
+        assert!(
+            assembler.seal(Slab::default).is_none(),
+            "the transaction is open"
+        );
         take(&mut assembler, commit(10)).unwrap();
         let rest = assembler.seal(Slab::default).unwrap();
 
@@ -265,7 +325,15 @@ mod tests {
     #[test]
     fn tables_that_are_filtered_out_still_move_the_boundary() {
         let mut assembler = assembler(&["users"]);
-        for message in [begin(10), insert(1, b"n"), insert(2, b"n"), commit(10), begin(30), insert(2, b"n"), commit(30)] {
+        for message in [
+            begin(10),
+            insert(1, b"n"),
+            insert(2, b"n"),
+            commit(10),
+            begin(30),
+            insert(2, b"n"),
+            commit(30),
+        ] {
             take(&mut assembler, message).unwrap();
         }
 
@@ -281,12 +349,24 @@ mod tests {
     fn messages_out_of_place_are_errors() {
         let mut assembler = assembler(&[]);
 
-        assert_eq!(take(&mut assembler, insert(1, b"n")).unwrap_err(), Error::NoTransaction("a row"));
-        assert_eq!(take(&mut assembler, commit(1)).unwrap_err(), Error::NoTransaction("a Commit"));
+        assert_eq!(
+            take(&mut assembler, insert(1, b"n")).unwrap_err(),
+            Error::NoTransaction("a row")
+        );
+        assert_eq!(
+            take(&mut assembler, commit(1)).unwrap_err(),
+            Error::NoTransaction("a Commit")
+        );
         take(&mut assembler, begin(10)).unwrap();
         assert_eq!(take(&mut assembler, begin(20)).unwrap_err(), Error::Nested);
-        assert_eq!(take(&mut assembler, insert(9, b"n")).unwrap_err(), Error::UnknownRelation(9));
-        assert!(matches!(take(&mut assembler, commit(20)).unwrap_err(), Error::OtherCommit { .. }));
+        assert_eq!(
+            take(&mut assembler, insert(9, b"n")).unwrap_err(),
+            Error::UnknownRelation(9)
+        );
+        assert!(matches!(
+            take(&mut assembler, commit(20)).unwrap_err(),
+            Error::OtherCommit { .. }
+        ));
     }
 
     #[test]

@@ -16,6 +16,20 @@ pub enum Error {
     Query(#[from] tokio_postgres::Error),
 }
 
+impl Error {
+    /// The server cannot be reached, is starting up, or the connection broke: it may pass.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Query(error) => error.code().is_none(),
+            Self::Connect(daemon::postgres::Error::Connect { source, .. }) => source
+                .code()
+                .is_none_or(|code| !["28000", "28P01", "3D000"].contains(&code.code())),
+            Self::Connect(daemon::postgres::Error::Timeout { .. }) => true,
+            Self::Connect(_) => false,
+        }
+    }
+}
+
 /// One connection, reopened after it broke.
 pub struct Catalog {
     options: PostgresOptions,

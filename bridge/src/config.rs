@@ -29,7 +29,13 @@ use crate::ring::Budget;
 #[allow(clippy::struct_excessive_bools, reason = "flags are what they are")]
 pub struct Arguments {
     /// Streams for row changes and snapshots; made when missing
-    #[arg(long, value_name = "CDC,INIT", default_value = "CDC,INIT", value_delimiter = ',', num_args = 1)]
+    #[arg(
+        long,
+        value_name = "CDC,INIT",
+        default_value = "CDC,INIT",
+        value_delimiter = ',',
+        num_args = 1
+    )]
     stream: Vec<String>,
     /// Replication slot; made when missing. A second bridge on the same slot stands by
     #[arg(long, default_value = "cdc_slot")]
@@ -118,7 +124,9 @@ pub struct TableFilter {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("--stream takes the streams for changes and for snapshots, such as CDC,INIT; got {0:?}")]
+    #[error(
+        "--stream takes the streams for changes and for snapshots, such as CDC,INIT; got {0:?}"
+    )]
     Streams(String),
     #[error("{flag} {name:?} has characters that JetStream does not allow in a stream's name")]
     StreamName { flag: &'static str, name: String },
@@ -139,10 +147,15 @@ impl Config {
     /// and a hint, `--help` with 0.
     pub fn from_process() -> Self {
         let arguments = Arguments::parse();
-        match Self::new(arguments, |name| std::env::var(name).ok().filter(|value| !value.is_empty())) {
+        match Self::new(arguments, |name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty())
+        }) {
             Ok(config) => config,
             Err(error) => {
-                eprintln!("error: {}\n\nFor more information, try '--help'.", crate::publish::publisher::Chained(&error));
+                eprintln!(
+                    "error: {}\n\nFor more information, try '--help'.",
+                    crate::publish::publisher::Chained(&error)
+                );
                 std::process::exit(2);
             }
         }
@@ -173,11 +186,15 @@ impl Config {
             None => SubjectPattern::with_prefix(&arguments.subject_prefix)?,
             Some(pattern) => SubjectPattern::parse(pattern, &arguments.subject_prefix)?,
         };
-        let is_slot_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_slot_byte =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         if !(1..=63).contains(&arguments.slot.len()) || !arguments.slot.bytes().all(is_slot_byte) {
             return Err(Error::Slot(arguments.slot));
         }
-        for (flag, values) in [("publication", &arguments.publication), ("table", &arguments.table)] {
+        for (flag, values) in [
+            ("publication", &arguments.publication),
+            ("table", &arguments.table),
+        ] {
             if values.iter().any(String::is_empty) {
                 return Err(Error::Empty(flag));
             }
@@ -189,7 +206,9 @@ impl Config {
             init_stream,
             slot: arguments.slot,
             publications: arguments.publication,
-            tables: TableFilter { names: arguments.table },
+            tables: TableFilter {
+                names: arguments.table,
+            },
             create_publication: arguments.create_publication,
             port: arguments.port,
             subjects,
@@ -217,7 +236,9 @@ impl TableFilter {
 
     /// Admits only these; all when there are none.
     pub fn of<T: AsRef<str>>(names: &[T]) -> Self {
-        Self { names: names.iter().map(|name| name.as_ref().to_owned()).collect() }
+        Self {
+            names: names.iter().map(|name| name.as_ref().to_owned()).collect(),
+        }
     }
 
     /// As they were given.
@@ -242,9 +263,15 @@ fn streams(given: &[String]) -> Result<[String; 2], Error> {
         _ => return Err(Error::Streams(given.join(","))),
     };
     for name in [&cdc, &init] {
-        let is_valid = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
+        let is_valid = !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
         if !is_valid {
-            return Err(Error::StreamName { flag: "--stream", name: name.clone() });
+            return Err(Error::StreamName {
+                flag: "--stream",
+                name: name.clone(),
+            });
         }
     }
     Ok([cdc, init])
@@ -255,7 +282,8 @@ mod tests {
     use super::*;
 
     fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, Error> {
-        let arguments = Arguments::try_parse_from([&["bridge"], arguments].concat()).expect("the flags parse");
+        let arguments =
+            Arguments::try_parse_from([&["bridge"], arguments].concat()).expect("the flags parse");
         Config::new(arguments, |name| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -266,7 +294,10 @@ mod tests {
     fn the_defaults_are_those_of_the_contract() {
         let config = config(&[], &[]).unwrap();
 
-        assert_eq!((config.cdc_stream.as_str(), config.init_stream.as_str()), ("CDC", "INIT"));
+        assert_eq!(
+            (config.cdc_stream.as_str(), config.init_stream.as_str()),
+            ("CDC", "INIT")
+        );
         assert_eq!(config.slot, "cdc_slot");
         assert_eq!(config.publications, ["cdc_pub"]);
         assert_eq!(config.ring.events_max, 32_768);
@@ -277,8 +308,16 @@ mod tests {
     fn the_environment_of_the_contract_is_read() {
         let config = config(
             &["--table", "users,orders"],
-            &[("PG_HOST", "db"), ("PG_PORT", "5433"), ("PG_USER", "u"), ("PG_PASSWORD", "secret"), ("PG_DB", "d"),
-              ("NATS_HOST", "nats"), ("NATS_BRIDGE_USER", "b"), ("NATS_BRIDGE_PASSWORD", "secret")],
+            &[
+                ("PG_HOST", "db"),
+                ("PG_PORT", "5433"),
+                ("PG_USER", "u"),
+                ("PG_PASSWORD", "secret"),
+                ("PG_DB", "d"),
+                ("NATS_HOST", "nats"),
+                ("NATS_BRIDGE_USER", "b"),
+                ("NATS_BRIDGE_PASSWORD", "secret"),
+            ],
         )
         .unwrap();
 
@@ -289,7 +328,9 @@ mod tests {
 
     #[test]
     fn a_table_is_named_with_or_without_its_schema() {
-        let filter = TableFilter { names: vec!["users".into(), "sales.orders".into()] };
+        let filter = TableFilter {
+            names: vec!["users".into(), "sales.orders".into()],
+        };
 
         assert!(filter.admits("public", "users"));
         assert!(filter.admits("sales", "orders"));
@@ -300,10 +341,25 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        assert!(matches!(config(&["--slot", "My-Slot"], &[]), Err(Error::Slot(_))));
-        assert!(matches!(config(&["--stream", "A,B,C"], &[]), Err(Error::Streams(_))));
-        assert!(matches!(config(&["--stream", "C.D"], &[]), Err(Error::StreamName { .. })));
-        assert!(matches!(config(&["--table", "users,,orders"], &[]), Err(Error::Empty("table"))));
-        assert!(matches!(config(&["--subject-prefix", "init"], &[]), Err(Error::Subject(_))));
+        assert!(matches!(
+            config(&["--slot", "My-Slot"], &[]),
+            Err(Error::Slot(_))
+        ));
+        assert!(matches!(
+            config(&["--stream", "A,B,C"], &[]),
+            Err(Error::Streams(_))
+        ));
+        assert!(matches!(
+            config(&["--stream", "C.D"], &[]),
+            Err(Error::StreamName { .. })
+        ));
+        assert!(matches!(
+            config(&["--table", "users,,orders"], &[]),
+            Err(Error::Empty("table"))
+        ));
+        assert!(matches!(
+            config(&["--subject-prefix", "init"], &[]),
+            Err(Error::Subject(_))
+        ));
     }
 }

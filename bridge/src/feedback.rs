@@ -50,7 +50,11 @@ mod tests {
         let start = Instant::now();
         let mut feedback = Feedback::new(start);
         feedback.sent(Lsn(1000), start);
-        feedback.is_due(Lsn(1000 + late_bytes), is_requested, start + Duration::from_millis(waited_ms))
+        feedback.is_due(
+            Lsn(1000 + late_bytes),
+            is_requested,
+            start + Duration::from_millis(waited_ms),
+        )
     }
 
     #[test]

@@ -3,17 +3,26 @@
 //! The modules stand in the order data travels; the confirmed LSN is the only arrow backwards.
 
 // The road.
+pub mod assembler;
 pub mod encode;
 pub mod event;
-pub mod assembler;
+pub mod feedback;
 pub mod ledger;
 pub mod pgoutput;
+pub mod postgres;
 pub mod publish;
 pub mod ring;
+pub mod source;
 
 // Beside it.
+pub mod admin;
 pub mod catalog;
 pub mod config;
+pub mod exit;
 pub mod metrics;
+pub mod monitor;
+pub mod preflight;
 pub mod schema_registry;
 pub mod shared;
+pub mod streams;
+pub mod supervisor;

@@ -53,6 +53,8 @@ pub struct Source {
     shutdown: Shutdown,
     /// End of the last transaction that went into the ring.
     handed_over: Lsn,
+    /// From then on a missing slot is an error: a new one would skip changes silently.
+    slot_was_seen: bool,
 }
 
 /// Longest time between two looks at feedback and shutdown.
@@ -63,7 +65,13 @@ const FULL_PARK: Duration = Duration::from_millis(20);
 const STANDBY_RETRY: Duration = Duration::from_secs(1);
 
 impl Source {
-    pub fn new(origin: Origin, producer: Producer, shared: Arc<Shared>, metrics: Metrics, shutdown: Shutdown) -> Self {
+    pub fn new(
+        origin: Origin,
+        producer: Producer,
+        shared: Arc<Shared>,
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
             origin,
             producer,
@@ -71,6 +79,7 @@ impl Source {
             metrics,
             shutdown,
             handed_over: Lsn::INVALID,
+            slot_was_seen: false,
         }
     }
 
@@ -84,6 +93,9 @@ impl Source {
                 Ok(()) => break,
                 Err(error) => error,
             };
+            if matches!(&error, Error::Postgres(error) if !error.is_retryable()) {
+                return Err(error);
+            }
             self.metrics.connected.set(0);
             if started.elapsed() > Duration::from_secs(10) {
                 backoff.reset();
@@ -95,9 +107,9 @@ impl Source {
                     }
                     self.shared.source_is(Condition::Standby);
                     // Jitter, so that of several standbys no two ask at the same time for ever.
-                    STANDBY_RETRY / 2 + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
+                    STANDBY_RETRY / 2
+                        + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
                 }
-                Error::Postgres(error) if !error.is_retryable() => return Err(Error::Postgres(error.clone())),
                 Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
@@ -119,6 +131,15 @@ impl Source {
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint)?;
         let xid = session.recent_xid()?;
+        if !self.slot_was_seen {
+            if session.ensure_slot(&self.origin.slot)? {
+                tracing::info!(
+                    slot = self.origin.slot,
+                    "slot made; changes from now on are kept"
+                );
+            }
+            self.slot_was_seen = true;
+        }
         let mut stream = session.start_replication(&self.origin.slot, &self.origin.publications)?;
         stream.set_read_timeout(TICK)?;
         self.metrics.connected.set(1);
@@ -159,27 +180,30 @@ impl Source {
         let mut is_reply_due = false;
         loop {
             // What did not fit goes into the ring before the next frame is looked at.
-            let mut sealed = None;
+            let mut sealed = Vec::new();
             match stream.next_frame()? {
                 None => break,
-                Some(Frame::XLogData { wal_start, payload, .. }) => {
+                Some(Frame::XLogData { wal_start, payload }) => {
                     let message = pgoutput::decode(payload)?;
                     if matches!(message, pgoutput::Message::Begin(_)) {
                         self.metrics.transactions.inc();
                     }
+                    let producer = &mut self.producer;
                     run.assembler.take(wal_start, message, |slab| {
-                        debug_assert!(sealed.is_none());
-                        sealed.replace(slab);
-                        Slab::default()
+                        sealed.push(slab);
+                        producer.slab()
                     })?;
                 }
-                Some(Frame::Keepalive { wal_end, reply_requested, .. }) => {
+                Some(Frame::PrimaryKeepalive {
+                    wal_end,
+                    reply_requested,
+                }) => {
                     run.wal_end = run.wal_end.max(wal_end);
                     is_reply_due |= reply_requested;
                 }
             }
             messages += 1;
-            if let Some(slab) = sealed {
+            for slab in sealed {
                 self.hand_over(slab, stream, run)?;
             }
         }
@@ -198,7 +222,12 @@ impl Source {
     }
 
     /// Into the ring; waits while that is full, and goes on giving feedback.
-    fn hand_over(&mut self, slab: Slab, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+    fn hand_over(
+        &mut self,
+        slab: Slab,
+        stream: &mut ReplicationStream,
+        run: &mut Run,
+    ) -> Result<(), Error> {
         let boundary = slab.boundary();
         let mut slab = slab;
         let mut waited_since = None;
@@ -213,13 +242,20 @@ impl Source {
             self.feedback(stream, run, false)?;
         }
         if let Some(since) = waited_since {
-            self.metrics.full_wait_seconds.observe(since.elapsed().as_secs_f64());
+            self.metrics
+                .full_wait_seconds
+                .observe(since.elapsed().as_secs_f64());
         }
         self.handed_over = self.handed_over.max(boundary);
         Ok(())
     }
 
-    fn feedback(&mut self, stream: &mut ReplicationStream, run: &mut Run, is_requested: bool) -> Result<(), Error> {
+    fn feedback(
+        &mut self,
+        stream: &mut ReplicationStream,
+        run: &mut Run,
+        is_requested: bool,
+    ) -> Result<(), Error> {
         let mut confirmed = self.shared.confirmed();
         // PostgreSQL: a keepalive's WAL end lies behind everything sent so far. With nothing under way
         // all before it is done with, and must be said so, or an idle publication pins WAL for ever.
@@ -228,7 +264,7 @@ impl Source {
         }
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
-            stream.send_status(confirmed, confirmed, confirmed, false)?;
+            stream.send_status(confirmed, confirmed, confirmed)?;
             run.feedback.sent(confirmed, now);
             self.metrics.last_ack_lsn.set(confirmed.0 as i64);
         }
@@ -243,7 +279,7 @@ impl Source {
             self.feedback(stream, run, false)?;
         }
         let confirmed = self.shared.confirmed();
-        stream.send_status(confirmed, confirmed, confirmed, false)?;
+        stream.send_status(confirmed, confirmed, confirmed)?;
         Ok(())
     }
 

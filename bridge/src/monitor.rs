@@ -1,0 +1,93 @@
+//! Watches from the side: the slot in PostgreSQL, and a line of figures on stdout.
+//!
+//! In: the catalogue, the metrics. Out: gauges, warnings, `METRICS` lines.
+//! Invariant: trouble here never touches the road.
+
+use std::time::Duration;
+
+use wire::Lsn;
+
+use crate::admin::Admin;
+use crate::catalog::Catalog;
+
+const SLOT_INTERVAL: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(15);
+const LAG_WARNING_BYTES: i64 = 512 << 20;
+const LAG_CRITICAL_BYTES: i64 = 1 << 30;
+
+/// Asks for the slot every 10 s, for ever.
+pub async fn watch_slot(
+    mut catalog: Catalog,
+    slot: String,
+    publications: Vec<String>,
+    admin: Admin,
+) {
+    let mut interval = tokio::time::interval(SLOT_INTERVAL);
+    loop {
+        interval.tick().await;
+        match catalog.slot(&slot).await {
+            Ok(Some(found)) => {
+                let metrics = &admin.metrics;
+                metrics.slot_active.set(i64::from(found.is_active));
+                metrics.wal_lag_bytes.set(found.lag_bytes);
+                metrics.wal_retained_bytes.set(found.retained_bytes);
+                warn_of_lag(&slot, found.lag_bytes);
+            }
+            Ok(None) => admin.metrics.slot_active.set(0),
+            Err(error) => {
+                admin.metrics.slot_active.set(0);
+                tracing::debug!(%error, "cannot read the slot");
+                continue;
+            }
+        }
+        // PostgreSQL 18 sends nothing, and says nothing, when a publication is missing.
+        if let Ok(missing) = catalog.missing_publications(&publications).await
+            && !missing.is_empty()
+        {
+            tracing::error!(
+                ?missing,
+                "publication is gone: its tables' changes are not sent; create it again"
+            );
+        }
+    }
+}
+
+fn warn_of_lag(slot: &str, lag_bytes: i64) {
+    if lag_bytes >= LAG_CRITICAL_BYTES {
+        tracing::error!(
+            slot,
+            lag_bytes,
+            "the slot keeps more than 1 GiB of WAL; see /status for what it waits for"
+        );
+    } else if lag_bytes >= LAG_WARNING_BYTES {
+        tracing::warn!(slot, lag_bytes, "the slot keeps more than 512 MiB of WAL");
+    }
+}
+
+/// Prints the line that dashboards parse, every 15 s, for ever.
+pub async fn print_lines(admin: Admin) {
+    let mut interval = tokio::time::interval(LINE_INTERVAL);
+    interval.tick().await;
+    loop {
+        interval.tick().await;
+        println!("{}", line(&admin));
+    }
+}
+
+/// The figures of the contract in one line.
+pub fn line(admin: &Admin) -> String {
+    let metrics = &admin.metrics;
+    format!(
+        "METRICS uptime={} wal_messages={} cdc_events={} lsn={} connected={} reconnects={} nats_reconnects={} \
+         lag_bytes={} slot_active={}",
+        admin.started.elapsed().as_secs(),
+        metrics.wal_messages_received.get(),
+        metrics.cdc_events_published.get(),
+        Lsn(metrics.last_ack_lsn.get() as u64),
+        metrics.connected.get(),
+        metrics.reconnects.get(),
+        metrics.nats_reconnects.get(),
+        metrics.wal_lag_bytes.get(),
+        metrics.slot_active.get(),
+    )
+}
