@@ -101,7 +101,6 @@ impl Session {
         let mut scram = None;
         loop {
             match self.receive()? {
-                backend::Message::AuthenticationOk => {}
                 backend::Message::AuthenticationCleartextPassword => {
                     let password = password(endpoint)?;
                     frontend::password_message(password, &mut self.out).map_err(Error::Lost)?;
@@ -159,7 +158,8 @@ impl Session {
                         None,
                     ));
                 }
-                backend::Message::ParameterStatus(_)
+                backend::Message::AuthenticationOk
+                | backend::Message::ParameterStatus(_)
                 | backend::Message::BackendKeyData(_)
                 | backend::Message::NoticeResponse(_) => {}
                 backend::Message::AuthenticationGss
