@@ -1,0 +1,38 @@
+//! What a bridge remembers about its stream, in KV bucket `bridge_state`.
+//!
+//! In: nothing; this is the definition. Out: the value under key = slot, as JSON so that an operator
+//! can read it.
+//! Invariant: the stream's own tail outranks it. It decides only when the tail has aged out, and it
+//! tells another stream, database or configuration from the one it was written for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::position::Position;
+
+/// The last known state of one slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The replication slot.
+    pub slot: String,
+    /// Position of the last acked event.
+    pub position: Position,
+    /// The stream it is in.
+    pub stream: String,
+    /// Its sequence there.
+    pub stream_sequence: u64,
+    /// When the server made the stream, as the server writes it: compared, never parsed.
+    pub stream_created: String,
+    /// `system_identifier` of the cluster, in decimal.
+    pub system_identifier: String,
+    /// Its timeline.
+    pub timeline: u32,
+    /// Number of gaps so far, see [`crate::gap::Gap`].
+    pub epoch: u64,
+    /// The publication, or several joined by commas.
+    pub publication: String,
+    /// Hash of the table filter and the subject pattern: `seq` counts published events, so a
+    /// position means the same only under the same filter.
+    pub filter_hash: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub updated_at: i64,
+}
