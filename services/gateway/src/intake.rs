@@ -18,7 +18,7 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use wire::Message;
-use wire::command::{Status, WriteCommand};
+use wire::command::WriteCommand;
 use wire::names::{self, STREAM_WRITES};
 
 use crate::backlog::{Backlog, Sample};
@@ -107,15 +107,9 @@ pub enum Unavailable {
     },
 }
 
-/// What is remembered of an operation. It reads as a pending `OperationStatus`.
+/// What is remembered of an operation. It does not say that the command is queued: only the queue does.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Record {
-    operation_id: String,
-    status: Status,
-    table: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    entity_id: Option<String>,
     accepted_at: String,
     body_sha256: String,
 }
@@ -203,10 +197,6 @@ impl Intake {
     /// Writes the key down if it is new; compares if it is not.
     async fn remember(&self, command: &WriteCommand) -> Result<Accepted, Refused> {
         let record = Record {
-            operation_id: command.operation_id.clone(),
-            status: Status::Pending,
-            table: command.table.clone(),
-            entity_id: command.entity_id.clone(),
             accepted_at: command.accepted_at.clone(),
             body_sha256: command.body_sha256.clone(),
         };
@@ -221,25 +211,25 @@ impl Intake {
                 is_repeat: false,
             }),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                self.compare(&record).await
+                self.compare(&command.operation_id, record).await
             }
             Err(error) => Err(self.refusal(subject, error)),
         }
     }
 
-    async fn compare(&self, record: &Record) -> Result<Accepted, Refused> {
-        match self.recorded(&record.operation_id).await? {
-            Some(first) if first.body_sha256 != record.body_sha256 => Err(Refused::KeyReused),
-            Some(first) => Ok(Accepted {
-                accepted_at: first.accepted_at,
-                is_repeat: true,
-            }),
+    async fn compare(&self, operation_id: &str, record: Record) -> Result<Accepted, Refused> {
+        let first = match self.recorded(operation_id).await? {
+            Some(first) if first.body_sha256 != record.body_sha256 => {
+                return Err(Refused::KeyReused);
+            }
+            Some(first) => first,
             // Forgotten in this moment. The command's message id and the processor still know it.
-            None => Ok(Accepted {
-                accepted_at: record.accepted_at.clone(),
-                is_repeat: true,
-            }),
-        }
+            None => record,
+        };
+        Ok(Accepted {
+            accepted_at: first.accepted_at,
+            is_repeat: true,
+        })
     }
 
     async fn recorded(&self, operation_id: &str) -> Result<Option<Record>, Refused> {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use daemon::nats;
 use wire::names::{STREAM_WRITES, WRITE_SUBJECTS};
 
-/// KV bucket with what was accepted, key = operation id. A value reads as `OperationStatus`, pending.
+/// KV bucket of the keys that were used, key = operation id.
 pub const BUCKET_OPERATIONS: &str = "operations";
 /// The bucket's stream.
 pub const STREAM_OPERATIONS: &str = "KV_operations";
@@ -59,21 +60,13 @@ fn writes(limits: Limits) -> Config {
     }
 }
 
-/// As a KV bucket is defined, except that a full one drops its oldest entry.
+/// A KV bucket, except that a full one drops its oldest entry.
 fn operations(limits: Limits) -> Config {
     Config {
-        name: STREAM_OPERATIONS.to_owned(),
-        subjects: vec![operation_subject(">")],
-        retention: RetentionPolicy::Limits,
-        storage: StorageType::File,
         discard: DiscardPolicy::Old,
         max_messages: limits.keys_max,
-        max_messages_per_subject: 1,
         max_age: KEYS_MAX_AGE,
         duplicate_window: DUPLICATE_WINDOW,
-        allow_direct: true,
-        allow_rollup: true,
-        deny_delete: true,
-        ..Config::default()
+        ..nats::bucket(BUCKET_OPERATIONS, 1)
     }
 }
