@@ -42,6 +42,11 @@ use crate::write::{self, Extent, Refusal, Write};
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = 256 << 10;
 
+const HEALTH: &str = "/health";
+const METRICS: &str = "/metrics";
+const OPENAPI: &str = "/openapi.json";
+const FIXED_PATHS: [&str; 3] = [HEALTH, METRICS, OPENAPI];
+
 /// What the handlers share.
 #[derive(Debug)]
 pub struct Gateway {
@@ -66,9 +71,9 @@ pub struct Gateway {
 /// The gateway's routes. Every other path is a table.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
-        .route("/health", get(health).fallback(write))
-        .route("/metrics", get(metrics).fallback(write))
-        .route("/openapi.json", get(openapi).fallback(write))
+        .route(HEALTH, get(health).fallback(write))
+        .route(METRICS, get(metrics).fallback(write))
+        .route(OPENAPI, get(openapi).fallback(write))
         .fallback(write)
         .with_state(gateway)
 }
@@ -154,6 +159,7 @@ impl Gateway {
         let claims = self.access.claims(&head.headers, SystemTime::now())?;
         let principal = claims.as_ref().map(|claims| claims.subject.as_str());
         self.limit(principal)?;
+        let schema = self.schema(&target, path)?;
         let key = head
             .headers
             .get("idempotency-key")
@@ -161,7 +167,6 @@ impl Gateway {
         let operation_id = operation_id(key, principal)
             .map_err(|error| bad_request("idempotency-key", error.to_string()))?
             .to_string();
-        let schema = self.schema(&target)?;
         let body = read(&head.headers, body).await?;
         let write = target.write(&schema, &body)?;
 
@@ -209,7 +214,7 @@ impl Gateway {
             })
     }
 
-    fn schema(&self, target: &Target<'_>) -> Result<Arc<Schema>, Problem> {
+    fn schema(&self, target: &Target<'_>, path: &str) -> Result<Arc<Schema>, Problem> {
         if self.schemas.tables().is_none() {
             let detail = "the tables are not known yet: the bridge publishes them to NATS";
             return Err(Problem::unavailable(
@@ -218,9 +223,14 @@ impl Gateway {
                 Duration::from_secs(1),
             ));
         }
-        self.schemas
-            .table(&target.schema, &target.table)
-            .ok_or_else(|| Problem::not_found("there is no such table"))
+        let table = self.schemas.table(&target.schema, &target.table);
+        table.ok_or_else(|| {
+            if FIXED_PATHS.contains(&path) {
+                Problem::method_not_allowed(allow(path))
+            } else {
+                Problem::not_found("there is no such table")
+            }
+        })
     }
 
     /// The outcome within `wait`; None at its end or when the gateway shuts down.
@@ -239,9 +249,9 @@ impl Gateway {
 }
 
 impl<'a> Target<'a> {
-    fn new(method: &Method, path: &'a str) -> Result<Self, Problem> {
+    fn new(method: &Method, uri_path: &'a str) -> Result<Self, Problem> {
         let nothing = || Problem::not_found("paths are /{table} and /{table}/{id}");
-        let path = path.strip_prefix('/').ok_or_else(nothing)?;
+        let path = uri_path.strip_prefix('/').ok_or_else(nothing)?;
         let (table, id) = match path.split_once('/') {
             Some((table, id)) => (table, Some(id)),
             None => (path, None),
@@ -253,7 +263,7 @@ impl<'a> Target<'a> {
             ("PATCH", Some(id)) => Action::Update(id, Extent::Named),
             ("PUT", Some(id)) => Action::Update(id, Extent::Whole),
             ("DELETE", Some(id)) => Action::Delete(id),
-            (_, None) => return Err(Problem::method_not_allowed("POST")),
+            (_, None) => return Err(Problem::method_not_allowed(allow(uri_path))),
             (_, Some(_)) => return Err(Problem::method_not_allowed("PATCH, PUT, DELETE")),
         };
         Ok(Self {
@@ -284,6 +294,15 @@ impl<'a> Target<'a> {
                 }
             }
         })
+    }
+}
+
+/// The methods of a path without an id.
+fn allow(path: &str) -> &'static str {
+    if FIXED_PATHS.contains(&path) {
+        "GET, HEAD"
+    } else {
+        "POST"
     }
 }
 
