@@ -7,6 +7,8 @@
 // The road of one write, in order.
 pub mod routes;
 
+pub mod request;
+
 pub mod access;
 pub mod rate_limit;
 
@@ -18,6 +20,8 @@ pub mod schemas;
 
 pub mod write;
 
+pub mod sent;
+
 pub mod column_type;
 pub mod date;
 
@@ -28,6 +32,8 @@ pub mod breaker;
 pub mod streams;
 
 pub mod outcome;
+
+pub mod answer;
 pub mod problem;
 
 // Beside it.
