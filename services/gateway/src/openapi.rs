@@ -28,7 +28,7 @@ pub fn document(tables: &Tables, needs_token: bool) -> Value {
             "operationId": "health",
             "responses": {
                 "200": {"description": "Ready"},
-                "503": {"description": "Not connected, breaker open, or tables not known yet"},
+                "503": {"description": "Not connected, no queue, breaker open, or tables not known yet"},
             },
         }}),
     );

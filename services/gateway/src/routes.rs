@@ -71,10 +71,14 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let intake = &gateway.intake;
     let (backlog, drained_per_s) = intake.backlog_size();
     let tables = gateway.schemas.tables().map(|tables| tables.len());
-    let is_ok = intake.is_connected() && intake.breaker_name() != "open" && tables.is_some();
+    let is_ok = intake.is_connected()
+        && intake.has_queue()
+        && intake.breaker_name() != "open"
+        && tables.is_some();
     let body = json!({
         "status": if is_ok { "ok" } else { "degraded" },
         "nats": if intake.is_connected() { "connected" } else { "disconnected" },
+        "queue": if intake.has_queue() { "ready" } else { "missing" },
         "inFlight": intake.in_flight(),
         "breaker": intake.breaker_name(),
         "backlog": backlog,
