@@ -1,3 +1,4 @@
 //! The road.
 
 pub mod pgoutput;
+pub mod postgres;
