@@ -1,0 +1,82 @@
+//! Where the workspace is, and the binaries it builds.
+//!
+//! In: this crate's place at build time, the current directory, `CARGO_TARGET_DIR`. Out: paths.
+//! Must hold: paths are absolute, so that a process started elsewhere finds them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The directory that holds `schema/` and the workspace's `Cargo.toml`.
+pub(crate) fn root() -> PathBuf {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let current = std::env::current_dir().unwrap_or_default();
+    built_in
+        .ancestors()
+        .chain(current.ancestors())
+        .find(|directory| directory.join("Cargo.lock").is_file())
+        .map_or_else(|| current.clone(), Path::to_path_buf)
+}
+
+/// Cargo's target directory.
+pub(crate) fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => root().join(target),
+        None => root().join("target"),
+    }
+}
+
+/// The `bridge` binary of the profile this program was built with: beside the running executable
+/// if it is there, else built now. It may be older than the sources; [`build_binary`] is not.
+pub fn bridge_binary() -> io::Result<PathBuf> {
+    let beside = profile_directory()?.join("bridge");
+    if beside.is_file() {
+        Ok(beside)
+    } else {
+        build_binary("bridge", "bridge")
+    }
+}
+
+/// `cargo build` of one binary in the profile this program was built with; its progress goes to
+/// stderr.
+pub fn build_binary(package: &str, binary: &str) -> io::Result<PathBuf> {
+    let directory = profile_directory()?;
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(profile) => profile,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--package",
+            package,
+            "--bin",
+            binary,
+            "--profile",
+            profile,
+        ])
+        .current_dir(root())
+        .status()?;
+    if !status.success() {
+        return Err(io::Error::other(format!(
+            "cargo build --package {package} failed ({status})"
+        )));
+    }
+    Ok(directory.join(binary))
+}
+
+/// `target/debug` for `target/debug/demo` and for `target/debug/deps/it-0123` alike.
+fn profile_directory() -> io::Result<PathBuf> {
+    let executable = std::env::current_exe()?;
+    let directory = executable.parent().unwrap_or(Path::new("/"));
+    let inner = ["deps", "examples"]
+        .iter()
+        .any(|inner| directory.ends_with(inner));
+    let directory = if inner {
+        directory.parent().unwrap_or(directory)
+    } else {
+        directory
+    };
+    Ok(directory.to_path_buf())
+}
