@@ -36,8 +36,7 @@ pub enum Frame<'a> {
         /// One pgoutput message.
         payload: &'a [u8],
     },
-    /// PrimaryKeepalive.
-    Keepalive {
+    PrimaryKeepalive {
         /// How far the server has read the WAL. Everything published before it has been sent.
         wal_end: Lsn,
         clock: i64,
@@ -168,7 +167,7 @@ fn copy_data(body: &[u8]) -> Result<Frame<'_>, Error> {
             let (wal_end, rest) = u64_field(rest)?;
             let (clock, rest) = u64_field(rest)?;
             let reply = rest.first().ok_or_else(|| unexpected(WHOLE_FRAME))?;
-            Ok(Frame::Keepalive {
+            Ok(Frame::PrimaryKeepalive {
                 wal_end: Lsn(wal_end),
                 clock: clock as i64,
                 reply_requested: *reply != 0,
