@@ -16,12 +16,22 @@ use crate::shared::Shared;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot open KV bucket {BUCKET_BRIDGE_STATE}; the NATS user needs to create stream KV_{BUCKET_BRIDGE_STATE}")]
+    #[error(
+        "cannot open KV bucket {BUCKET_BRIDGE_STATE}; the NATS user needs to create stream KV_{BUCKET_BRIDGE_STATE}"
+    )]
     Bucket(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot read key {key} of KV bucket {BUCKET_BRIDGE_STATE}")]
-    Read { key: String, #[source] source: kv::EntryError },
+    Read {
+        key: String,
+        #[source]
+        source: kv::EntryError,
+    },
     #[error("cannot write key {key} of KV bucket {BUCKET_BRIDGE_STATE}")]
-    Write { key: String, #[source] source: kv::PutError },
+    Write {
+        key: String,
+        #[source]
+        source: kv::PutError,
+    },
 }
 
 /// The record of one slot.
@@ -40,9 +50,12 @@ impl Store {
     pub async fn open(jetstream: &jetstream::Context, slot: &str) -> Result<Self, Error> {
         let bucket = match jetstream.get_key_value(BUCKET_BRIDGE_STATE).await {
             Ok(bucket) => bucket,
-            Err(_) => {
+            Err(_missing) => {
                 let config = daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10);
-                jetstream.create_stream(config).await.map_err(|error| Error::Bucket(Box::new(error)))?;
+                jetstream
+                    .create_stream(config)
+                    .await
+                    .map_err(|error| Error::Bucket(Box::new(error)))?;
                 let opened = jetstream.get_key_value(BUCKET_BRIDGE_STATE).await;
                 opened.map_err(|error| Error::Bucket(Box::new(error)))?
             }
@@ -58,13 +71,16 @@ impl Store {
         let entry = self.bucket.get(self.slot.as_str()).await;
         let value = entry.map_err(|source| Error::Read {
             key: self.slot.clone(),
-            source: kv::EntryError::with_source(kv::EntryErrorKind::Other, source),
+            source,
         })?;
         let Some(value) = value else { return Ok(None) };
         match Checkpoint::decode(&value) {
             Ok(checkpoint) if checkpoint.stream == stream => Ok(Some(checkpoint)),
             Ok(checkpoint) => {
-                tracing::info!(other = checkpoint.stream, "the checkpoint is of another stream, ignoring it");
+                tracing::info!(
+                    other = checkpoint.stream,
+                    "the checkpoint is of another stream, ignoring it"
+                );
                 Ok(None)
             }
             Err(error) => {
@@ -75,7 +91,10 @@ impl Store {
     }
 
     async fn write(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let written = self.bucket.put(self.slot.as_str(), checkpoint.to_json().into()).await;
+        let written = self
+            .bucket
+            .put(self.slot.as_str(), checkpoint.to_json().into())
+            .await;
         written.map(drop).map_err(|source| Error::Write {
             key: self.slot.clone(),
             source,
@@ -98,12 +117,14 @@ pub async fn keep(store: Store, fixed: Fixed, shared: Arc<Shared>) {
     let mut written = None;
     loop {
         interval.tick().await;
-        let Some(checkpoint) = current(&fixed, &shared) else { continue };
-        if written.as_ref() == Some(&Checkpoint { updated_at: 0, ..checkpoint.clone() }) {
+        let Some(checkpoint) = current(&fixed, &shared) else {
+            continue;
+        };
+        if written == Some(unchanged(checkpoint.clone())) {
             continue;
         }
         match store.write(&checkpoint).await {
-            Ok(()) => written = Some(Checkpoint { updated_at: 0, ..checkpoint }),
+            Ok(()) => written = Some(unchanged(checkpoint)),
             Err(error) => tracing::debug!(%error, "checkpoint not written, trying again"),
         }
     }
@@ -134,6 +155,14 @@ fn current(fixed: &Fixed, shared: &Shared) -> Option<Checkpoint> {
         filter_hash: fixed.filter_hash.clone(),
         updated_at: seconds(known.at),
     })
+}
+
+/// Without what changes by itself.
+fn unchanged(checkpoint: Checkpoint) -> Checkpoint {
+    Checkpoint {
+        updated_at: 0,
+        ..checkpoint
+    }
 }
 
 /// What the record says of the stream.

@@ -26,14 +26,22 @@ pub enum Error {
          it was restored to an earlier point, or promoted without its last changes. What consumers have seen did \
          not happen here; start over with another --stream, or a new one of this name, and seed the consumers again"
     )]
-    Earlier { wal_lsn: Lsn, timeline: u32, position: Position },
+    Earlier {
+        wal_lsn: Lsn,
+        timeline: u32,
+        position: Position,
+    },
 }
 
 /// Compares. `position` is the last event known to be in the stream.
 ///
 /// PostgreSQL: LSNs of one cluster only grow, over restarts and promotions alike; a restore to an
 /// earlier point goes back and starts a new timeline.
-pub fn check(known: Option<&Identity>, found: &SystemIdentity, position: Position) -> Result<(), Error> {
+pub fn check(
+    known: Option<&Identity>,
+    found: &SystemIdentity,
+    position: Position,
+) -> Result<(), Error> {
     if let Some(known) = known
         && known.system_identifier != found.system_identifier
     {
@@ -75,7 +83,10 @@ mod tests {
     }
 
     fn known() -> Identity {
-        Identity { system_identifier: "7".into(), timeline: 1 }
+        Identity {
+            system_identifier: "7".into(),
+            timeline: 1,
+        }
     }
 
     #[test]

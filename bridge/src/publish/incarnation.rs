@@ -125,7 +125,13 @@ mod tests {
 
         assert_eq!(verdict(&empty, Duration::from_mins(30)), Verdict::Purged);
         assert_eq!(verdict(&empty, Duration::from_mins(61)), Verdict::AgedOut);
-        let for_ever = Tail { max_age: None, ..empty };
-        assert_eq!(verdict(&for_ever, Duration::from_hours(1000)), Verdict::Purged);
+        let for_ever = Tail {
+            max_age: None,
+            ..empty
+        };
+        assert_eq!(
+            verdict(&for_ever, Duration::from_hours(1000)),
+            Verdict::Purged
+        );
     }
 }

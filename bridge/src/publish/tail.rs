@@ -3,6 +3,9 @@
 //! In: a connection. Out: the stream's last sequence and the position of the last event in it.
 //! Invariant: both come from the stream's leader, so nothing that was acked is missing from them.
 
+use std::time::Duration;
+
+use async_nats::jetstream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -47,6 +50,8 @@ pub struct Tail {
     pub position: Position,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
+    /// How long the stream keeps a message; None: as long as there is room.
+    pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
 }
@@ -66,6 +71,9 @@ struct InfoAnswer {
 struct Config {
     #[serde(default)]
     max_msg_size: i64,
+    /// In nanoseconds; 0 for no limit.
+    #[serde(default)]
+    max_age: u64,
 }
 
 #[derive(Deserialize)]
@@ -112,10 +120,20 @@ pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Re
         last_sequence: state.last_seq,
         position: position(connection, stream, filter).await?,
         created,
+        max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
         max_msg_size: usize::try_from(config.max_msg_size)
             .ok()
             .filter(|&size| size > 0),
     })
+}
+
+/// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
+pub async fn created(context: &jetstream::Context, stream: &str) -> Option<String> {
+    let answer: serde_json::Value = context
+        .request(format!("STREAM.INFO.{stream}"), &())
+        .await
+        .ok()?;
+    Some(answer.get("created")?.as_str()?.to_owned())
 }
 
 async fn position(
@@ -146,8 +164,12 @@ async fn position(
         sequence: message.seq,
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
-    let tail = wire::event::Tail::decode(&payload).map_err(|_| foreign())?;
-    Ok(tail.position())
+    if let Ok(tail) = wire::event::Tail::decode(&payload) {
+        return Ok(tail.position());
+    }
+    // Behind a gap nothing was published yet.
+    let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
+    Ok(Position::new(gap.to, 0))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {
