@@ -11,6 +11,7 @@ use wire::Lsn;
 
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
+use crate::publish::mode::Choice;
 
 /// How one side of the bridge fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub struct Shared {
     slot_made: Mutex<Option<Lsn>>,
     reset: Mutex<Option<&'static str>>,
     accepts_reset: AtomicBool,
+    publish_mode: Mutex<Option<Choice>>,
 }
 
 impl Default for Shared {
@@ -54,6 +56,7 @@ impl Default for Shared {
             slot_made: Mutex::new(None),
             reset: Mutex::new(None),
             accepts_reset: AtomicBool::new(false),
+            publish_mode: Mutex::new(None),
         }
     }
 }
@@ -145,6 +148,15 @@ impl Shared {
     /// Whether that was said; once asked, it has to be said again.
     pub fn take_reset_acceptance(&self) -> bool {
         self.accepts_reset.swap(false, Ordering::AcqRel)
+    }
+
+    /// How messages are published; None until the stream's tail was read.
+    pub fn publish_mode(&self) -> Option<Choice> {
+        lock(&self.publish_mode).clone()
+    }
+
+    pub fn set_publish_mode(&self, choice: Choice) {
+        *lock(&self.publish_mode) = Some(choice);
     }
 
     pub fn source_is(&self, condition: Condition) {

@@ -228,7 +228,11 @@ async fn stream(
         Target {
             nats: config.nats.clone(),
             stream: config.cdc_stream.clone(),
-            filter: config.subjects.stream_subjects(),
+            filters: config.tables.subject_filters(&config.subjects),
+            subjects: config.subjects.clone(),
+            publish_mode: config.publish_mode,
+            has_msg_id: config.has_msg_id,
+            is_shared: false,
             gap_subject: config.subjects.gap(),
             slot: config.slot.clone(),
             limits: Limits::default(),

@@ -13,6 +13,7 @@ use wire::{Message as _, Position};
 
 use super::chain::ApiError;
 use super::connection::{self, Connection};
+use super::mode::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,18 +43,30 @@ pub enum Error {
 }
 
 /// The end of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tail {
     /// Of the stream as a whole; 0 when nothing was ever stored.
     pub last_sequence: u64,
-    /// Of the last event under the filter; `START` when there is none.
+    /// Of the last event under the filters; `START` when there is none.
     pub position: Position,
+    /// Each filter with the sequence of the last message under it, as far as there is one.
+    pub own: Vec<(String, u64)>,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
     /// How long the stream keeps a message; None: as long as there is room.
     pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
+    pub settings: Settings,
+}
+
+impl Tail {
+    /// The stream's last message is under none of the filters.
+    pub fn ends_with_foreign(&self) -> bool {
+        self.own
+            .iter()
+            .all(|(_, sequence)| *sequence < self.last_sequence)
+    }
 }
 
 const ERR_STREAM_NOT_FOUND: u16 = 10_059;
@@ -74,6 +87,13 @@ struct Config {
     /// In nanoseconds; 0 for no limit.
     #[serde(default)]
     max_age: u64,
+    /// In nanoseconds.
+    #[serde(default)]
+    duplicate_window: u64,
+    #[serde(default)]
+    allow_atomic: bool,
+    #[serde(default)]
+    allow_batched: bool,
 }
 
 #[derive(Deserialize)]
@@ -95,8 +115,12 @@ struct Stored {
     data: String,
 }
 
-/// Asks for both. `filter` is the wildcard of the bridge's own subjects.
-pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
+/// Asks for both. `filters` take in the bridge's own subjects.
+pub async fn read(
+    connection: &mut Connection,
+    stream: &str,
+    filters: &[String],
+) -> Result<Tail, Error> {
     // The sequence first. A message of ours that is still in the server's queue and stored between
     // the two answers is then in `position` but behind `last_sequence`: what is sent next is refused
     // and the tail read again. The other way round it would be stored twice.
@@ -116,14 +140,27 @@ pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Re
         } => (created, config, state),
         InfoAnswer { .. } => return Err(not_understood(stream, &answer)),
     };
+    let (mut last, mut own) = (Position::START, Vec::new());
+    for filter in filters {
+        if let Some((sequence, position)) = last_under(connection, stream, filter).await? {
+            last = last.max(position);
+            own.push((filter.clone(), sequence));
+        }
+    }
     Ok(Tail {
         last_sequence: state.last_seq,
-        position: position(connection, stream, filter).await?,
+        position: last,
+        own,
         created,
         max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
         max_msg_size: usize::try_from(config.max_msg_size)
             .ok()
             .filter(|&size| size > 0),
+        settings: Settings {
+            allows_atomic: config.allow_atomic,
+            allows_fast: config.allow_batched,
+            duplicate_window: Duration::from_nanos(config.duplicate_window),
+        },
     })
 }
 
@@ -136,11 +173,11 @@ pub async fn created(context: &jetstream::Context, stream: &str) -> Option<Strin
     Some(answer.get("created")?.as_str()?.to_owned())
 }
 
-async fn position(
+async fn last_under(
     connection: &mut Connection,
     stream: &str,
     filter: &str,
-) -> Result<Position, Error> {
+) -> Result<Option<(u64, Position)>, Error> {
     let query = serde_json::json!({ "last_by_subj": filter }).to_string();
     let answer = connection
         .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
@@ -148,7 +185,7 @@ async fn position(
     let message = match parse(stream, &answer)? {
         GetAnswer {
             error: Some(error), ..
-        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(Position::START),
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(None),
         GetAnswer {
             error: Some(error), ..
         } => return Err(refused(stream, error)),
@@ -165,11 +202,11 @@ async fn position(
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
     if let Ok(tail) = wire::event::Tail::decode(&payload) {
-        return Ok(tail.position());
+        return Ok(Some((message.seq, tail.position())));
     }
     // Behind a gap nothing was published yet.
     let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
-    Ok(Position::new(gap.to, 0))
+    Ok(Some((message.seq, Position::new(gap.to, 0))))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {
