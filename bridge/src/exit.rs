@@ -33,18 +33,29 @@ pub fn of_preflight(error: &preflight::Error) -> u8 {
 }
 
 pub fn of_source(error: &source::Error) -> u8 {
+    use postgres::Error;
+    let source::Error::Postgres(error) = error else {
+        return FAILURE;
+    };
     match error {
-        source::Error::Postgres(postgres::Error::SlotMissing { .. }) => SLOT_MISSING,
-        source::Error::Postgres(postgres::Error::SlotLost { .. }) => SLOT_LOST,
-        source::Error::Postgres(postgres::Error::WrongDatabase { .. }) => WRONG_DATABASE,
-        source::Error::Postgres(postgres::Error::PublicationMissing(_)) => PUBLICATION_MISSING,
-        source::Error::Postgres(
-            postgres::Error::Denied(_)
-            | postgres::Error::NoPassword
-            | postgres::Error::Authentication(_),
-        ) => DENIED,
-        source::Error::Postgres(_) | source::Error::Decode(_) | source::Error::Assemble(_) => {
-            FAILURE
-        }
+        Error::SlotMissing(_) => SLOT_MISSING,
+        Error::SlotLost(_) => SLOT_LOST,
+        Error::WrongDatabase(_) => WRONG_DATABASE,
+        Error::PublicationMissing(_) => PUBLICATION_MISSING,
+        Error::WalLevel(_) => WAL_LEVEL,
+        Error::Authentication(_)
+        | Error::PasswordMissing
+        | Error::Scram(_)
+        | Error::UnsupportedAuthentication(_)
+        | Error::Privilege(_) => DENIED,
+        Error::Connect { .. }
+        | Error::Io(_)
+        | Error::Closed
+        | Error::Unavailable(_)
+        | Error::TooManyConnections(_)
+        | Error::SlotInUse(_)
+        | Error::SlotExists(_)
+        | Error::Server(_)
+        | Error::Protocol { .. } => FAILURE,
     }
 }

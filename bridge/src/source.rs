@@ -20,7 +20,10 @@ use crate::feedback::Feedback;
 use crate::metrics::Metrics;
 use crate::pgoutput;
 use crate::postgres::gulp::Gulp;
-use crate::postgres::{self, Endpoint, Frame, Read, ReplicationStream, Session};
+use crate::postgres::{
+    self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session, WAL_SENDER_TIMEOUT,
+    quote_literal,
+};
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
@@ -101,7 +104,7 @@ impl Source {
                 backoff.reset();
             }
             let delay = match &error {
-                Error::Postgres(postgres::Error::SlotInUse { .. }) => {
+                Error::Postgres(postgres::Error::SlotInUse(_)) => {
                     if self.shared.source() != Condition::Standby {
                         tracing::info!(slot = self.origin.slot, "the slot is in use, standing by");
                     }
@@ -129,10 +132,10 @@ impl Source {
 
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
-        let mut session = Session::connect(&self.origin.endpoint)?;
-        let xid = session.recent_xid()?;
+        let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
+        let xid = recent_xid(&mut session)?;
         if !self.slot_was_seen {
-            if session.ensure_slot(&self.origin.slot)? {
+            if ensure_slot(&mut session, &self.origin.slot)? {
                 tracing::info!(
                     slot = self.origin.slot,
                     "slot made; changes from now on are kept"
@@ -140,8 +143,11 @@ impl Source {
             }
             self.slot_was_seen = true;
         }
-        let mut stream = session.start_replication(&self.origin.slot, &self.origin.publications)?;
-        stream.set_read_timeout(TICK)?;
+        let mut stream = session.start_replication(
+            &self.origin.slot,
+            &self.origin.publications,
+            &START_OPTIONS,
+        )?;
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
         tracing::info!(slot = self.origin.slot, "replication started");
@@ -171,11 +177,11 @@ impl Source {
     /// One read, all the frames it brought, and feedback when it is due.
     fn gulp(&mut self, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
         let started = Instant::now();
-        let bytes = match stream.read()? {
+        let bytes = match stream.read(TICK)? {
             Read::Bytes(bytes) => bytes,
             Read::TimedOut => 0,
         };
-        let nap = run.gulp.read(started.elapsed(), bytes);
+        let nap = run.gulp.nap_after(started.elapsed(), bytes);
         let mut messages = 0;
         let mut is_reply_due = false;
         loop {
@@ -183,7 +189,9 @@ impl Source {
             let mut sealed = Vec::new();
             match stream.next_frame()? {
                 None => break,
-                Some(Frame::XLogData { wal_start, payload }) => {
+                Some(Frame::XLogData {
+                    wal_start, payload, ..
+                }) => {
                     let message = pgoutput::decode(payload)?;
                     if matches!(message, pgoutput::Message::Begin(_)) {
                         self.metrics.transactions.inc();
@@ -197,6 +205,7 @@ impl Source {
                 Some(Frame::PrimaryKeepalive {
                     wal_end,
                     reply_requested,
+                    ..
                 }) => {
                     run.wal_end = run.wal_end.max(wal_end);
                     is_reply_due |= reply_requested;
@@ -264,7 +273,7 @@ impl Source {
         }
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
-            stream.send_status(confirmed, confirmed, confirmed)?;
+            stream.send_status(confirmed, confirmed, confirmed, false)?;
             run.feedback.sent(confirmed, now);
             self.metrics.last_ack_lsn.set(confirmed.0 as i64);
         }
@@ -279,7 +288,7 @@ impl Source {
             self.feedback(stream, run, false)?;
         }
         let confirmed = self.shared.confirmed();
-        stream.send_status(confirmed, confirmed, confirmed)?;
+        stream.send_status(confirmed, confirmed, confirmed, false)?;
         Ok(())
     }
 
@@ -288,6 +297,34 @@ impl Source {
         while Instant::now() < until && !self.shutdown.is_triggered() {
             std::thread::park_timeout(TICK.min(delay));
         }
+    }
+}
+
+/// A 64 bit transaction id of about now: where the epoch of the 32 bit ones comes from.
+fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
+    let rows = session.simple_query("SELECT pg_snapshot_xmax(pg_current_snapshot())")?;
+    let xid = rows
+        .first()
+        .and_then(|row| row.first()?.as_ref()?.parse().ok());
+    xid.ok_or(postgres::Error::Protocol {
+        expected: "a transaction id",
+    })
+}
+
+/// Makes the slot unless it is there. True: it was made now.
+fn ensure_slot(session: &mut Session, slot: &str) -> Result<bool, postgres::Error> {
+    let sql = format!(
+        "SELECT FROM pg_replication_slots WHERE slot_name = {}",
+        quote_literal(slot)
+    );
+    if !session.simple_query(&sql)?.is_empty() {
+        return Ok(false);
+    }
+    match session.create_slot(slot, false) {
+        Ok(_) => Ok(true),
+        // Another bridge was quicker.
+        Err(postgres::Error::SlotExists(_)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -4,21 +4,23 @@
 //! ends the process: a half-alive daemon is worse than a dead one.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use daemon::backoff::{self, Backoff};
+use daemon::http;
 use daemon::nats::FirstConnect;
+use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
 use daemon::shutdown::{Reason, Shutdown};
-use daemon::{http, postgres::PostgresOptions};
 use tokio::sync::oneshot;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::postgres::Endpoint;
+use crate::postgres::{Endpoint, Host};
 use crate::publish::Publisher;
 use crate::publish::chain::Limits;
 use crate::publish::oversize::Oversize;
@@ -235,20 +237,28 @@ fn fail(what: &str, error: &(dyn std::error::Error + 'static), code: u8) -> u8 {
 }
 
 fn endpoint(options: &PostgresOptions) -> Endpoint {
-    use daemon::postgres::Address;
+    let (host, port) = match options.address() {
+        Address::Tcp { host, port } => (Host::Tcp(host.clone()), *port),
+        Address::Unix(socket) => unix(socket),
+    };
     Endpoint {
-        address: match options.address() {
-            Address::Tcp { host, port } => crate::postgres::Address::Tcp {
-                host: host.clone(),
-                port: *port,
-            },
-            Address::Unix(path) => crate::postgres::Address::Unix(path.clone()),
-        },
+        host,
+        port,
         user: options.user().to_owned(),
         password: options
             .password()
             .map(|password| password.expose().to_owned()),
         database: options.database().to_owned(),
         application_name: "bridge".to_owned(),
+        connect_timeout: CONNECT_TIMEOUT,
     }
+}
+
+/// Directory and port of a socket's path, `/run/postgresql/.s.PGSQL.5432`.
+fn unix(socket: &Path) -> (Host, u16) {
+    let port = socket
+        .extension()
+        .and_then(|port| port.to_str()?.parse().ok());
+    let directory = socket.parent().map(Path::to_owned).unwrap_or_default();
+    (Host::Unix(directory), port.unwrap_or(5432))
 }

@@ -17,7 +17,7 @@ use wire::{Lsn, Value};
 use crate::stream::{self, Stored};
 
 /// For whatever a healthy bridge does at once; long only because machines may be busy.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 pub struct Rig {
     /// Its publication is `FOR ALL TABLES` and named `cdc_pub`.

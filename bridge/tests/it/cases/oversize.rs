@@ -75,11 +75,12 @@ fn whole(rig: &Rig, stub: &Event) -> Event {
         object.read_to_end(&mut body).await.expect("it can be read");
         body
     });
-    let digest: String = Sha256::digest(&body)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
+    let digest = Sha256::digest(&body);
+    let pairs = oversize.sha256.as_bytes().chunks(2);
+    let stated: Vec<u8> = pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
         .collect();
-    assert_eq!(digest, oversize.sha256);
+    assert_eq!(digest.as_slice(), stated);
     assert_eq!(body.len() as u64, oversize.bytes);
     Event::decode(&body).expect("it is an event")
 }

@@ -9,17 +9,13 @@ use crate::rig::Rig;
 /// Each column has the name of its number; column 0 is the key.
 #[track_caller]
 fn inserted(rig: &Rig, values: &[(&str, &str)]) -> Event {
-    let columns: String = values
-        .iter()
-        .enumerate()
-        .map(|(index, (type_name, _))| format!(", \"{}\" {type_name}", index + 1))
-        .collect();
+    let (mut columns, mut literals) = (String::new(), String::new());
+    for ((type_name, literal), number) in values.iter().zip(1_usize..) {
+        columns.extend([", \"", &number.to_string(), "\" ", type_name]);
+        literals.extend([", ", literal]);
+    }
     rig.sql(&format!("CREATE TABLE t (\"0\" int PRIMARY KEY{columns})"));
     let _bridge = rig.bridge(&[]);
-    let literals: String = values
-        .iter()
-        .map(|(_, literal)| format!(", {literal}"))
-        .collect();
     rig.sql(&format!("INSERT INTO t VALUES (0{literals})"));
     let mut events = rig.events();
     assert_eq!(events.len(), 1);
