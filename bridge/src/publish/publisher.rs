@@ -545,7 +545,9 @@ impl Publisher {
         while connection.unsent() > 0 {
             connection.progress().await?;
         }
-        self.oversize.park(position, body).await?;
+        self.oversize
+            .park(position, body, self.message_bytes_max)
+            .await?;
         self.metrics.oversize_events.inc();
         Ok(())
     }
