@@ -10,19 +10,21 @@ use wire::Lsn;
 use crate::admin::Admin;
 use crate::catalog::Catalog;
 
-const SLOT_INTERVAL: Duration = Duration::from_secs(10);
+const SLOT_INTERVAL: Duration = Duration::from_secs(5);
 const LINE_INTERVAL: Duration = Duration::from_secs(15);
 const LAG_WARNING_BYTES: i64 = 512 << 20;
 const LAG_CRITICAL_BYTES: i64 = 1 << 30;
 
-/// Asks for the slot every 10 s, for ever.
+/// Asks for the slot every 5 s, for ever.
 pub async fn watch_slot(
     mut catalog: Catalog,
     slot: String,
     publications: Vec<String>,
     admin: Admin,
 ) {
-    let mut interval = tokio::time::interval(SLOT_INTERVAL);
+    // Not at once: the source is about to take the slot.
+    let first = tokio::time::Instant::now() + Duration::from_millis(500);
+    let mut interval = tokio::time::interval_at(first, SLOT_INTERVAL);
     loop {
         interval.tick().await;
         match catalog.slot(&slot).await {
