@@ -1,40 +1,32 @@
 //! Answers the few HTTP requests of a daemon: health, metrics, administration.
 //!
-//! In: HTTP/1 connections. Out: small requests to a handler and its answers back. What must hold: no client can hold more
-//! than one of [`CONNECTIONS_MAX`] places, make us keep more than [`BODY_BYTES_MAX`], or outstay [`READ_TIMEOUT`] while
-//! it sends.
+//! In: HTTP/1 connections. Out: small requests to a handler and its answers back. What must hold: what a client makes us
+//! keep is at most [`BODY_BYTES_MAX`], and it cannot outstay [`READ_TIMEOUT`] while it sends.
 //!
-//! No routing, no streaming answers, no TLS: a handler is one `match` over method and path.
+//! No routing and no streaming answers: a handler is one `match` over method and path. A service that needs more brings
+//! its own router and uses [`serve_connections`].
+
+mod connections;
 
 use std::convert::Infallible;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 pub use hyper::{Method, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 
+pub use self::connections::{GRACE, ListenError, READ_TIMEOUT, listen, serve_connections};
 use crate::percent;
 use crate::shutdown::Shutdown;
 
-/// Connections served at a time; more wait in the listener's backlog.
+/// Connections that [`serve`] talks to at a time.
 pub const CONNECTIONS_MAX: usize = 64;
 /// A larger request body is answered with 413.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
-/// A request's head, then its body, must each arrive within this; a connection that is idle for as long is closed.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// After the shutdown, requests that are being answered may go on for this long.
-pub const GRACE: Duration = Duration::from_secs(2);
 
 /// What a handler gets.
 #[derive(Debug, Clone)]
@@ -144,52 +136,6 @@ impl Response {
     }
 }
 
-/// The port cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// Another process has it.
-    #[error("port {port} on {host} is taken by another process; choose another with {flag}")]
-    Taken {
-        /// Address asked for.
-        host: IpAddr,
-        /// Port asked for.
-        port: u16,
-        /// The flag that changes it.
-        flag: &'static str,
-    },
-    /// Anything else: no such address, no right to a low port.
-    #[error("cannot listen on port {port} of {host}, see {flag}")]
-    Other {
-        /// Address asked for.
-        host: IpAddr,
-        /// Port asked for.
-        port: u16,
-        /// The flag that changes it.
-        flag: &'static str,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Opens the port; 0 takes any free one. `flag` is what the error tells people to change (`--port`).
-pub async fn listen(
-    host: IpAddr,
-    port: u16,
-    flag: &'static str,
-) -> Result<TcpListener, ListenError> {
-    let listener = TcpListener::bind(SocketAddr::new(host, port)).await;
-    listener.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::Taken { host, port, flag },
-        _ => ListenError::Other {
-            host,
-            port,
-            flag,
-            source,
-        },
-    })
-}
-
 /// Answers requests until the shutdown, then lets those in progress finish within [`GRACE`]. The handler is called in a
 /// task per connection.
 pub async fn serve<H, F>(listener: TcpListener, handler: H, shutdown: Shutdown)
@@ -198,74 +144,17 @@ where
     F: Future<Output = Response> + Send + 'static,
 {
     let handler = Arc::new(handler);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let (stream, place) = tokio::select! {
-            biased;
-            _ = shutdown.wait() => break,
-            accepted = accept(&listener, &places) => accepted,
-        };
-        let (handler, shutdown) = (handler.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            converse(stream, &*handler, &shutdown).await;
-            drop(place);
-        });
-    }
-    drop(listener);
-    let all_places = places.acquire_many(CONNECTIONS_MAX as u32);
-    if tokio::time::timeout(GRACE, all_places).await.is_err() {
-        tracing::warn!("HTTP requests were cut off by the shutdown");
-    }
-}
-
-/// Waits for a free place, then for a connection. Cancel safe: a place that was taken is given back.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let place = places
-        .clone()
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            // Usually the limit of open files: wait for one to be closed rather than spin.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept an HTTP connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Serves one connection to its end; the shutdown lets the request in progress finish.
-async fn converse<H, F>(stream: TcpStream, handler: &H, shutdown: &Shutdown)
-where
-    H: Fn(Request) -> F,
-    F: Future<Output = Response>,
-{
-    let service = service_fn(|request| async {
-        let response = answer(request, handler).await.into_hyper();
-        Ok::<_, Infallible>(response)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(READ_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = shutdown.wait() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let service = move |request| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(answer(request, &*handler).await.into_hyper()) }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP connection ended");
-    }
+    serve_connections(
+        listener,
+        Arc::new(service_fn(service)),
+        CONNECTIONS_MAX,
+        shutdown,
+    )
+    .await;
 }
 
 async fn answer<H, F>(request: hyper::Request<Incoming>, handler: &H) -> Response
@@ -300,9 +189,6 @@ where
     .await
 }
 
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const HEAD_BYTES_MAX: usize = 16 << 10;
-
 fn pairs(query: &str) -> Vec<(String, String)> {
     let decode = |text: &str| percent::decode(&text.replace('+', " "));
     query
@@ -330,9 +216,10 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::sync::Notify;
     use tokio::task::JoinHandle;
 

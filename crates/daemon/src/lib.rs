@@ -7,6 +7,8 @@
 pub mod backoff;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "jwt")]
+pub mod jwt;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(any(feature = "http", feature = "nats"))]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use async_nats::jetstream::stream;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 
 use crate::secret::Secret;
@@ -277,6 +278,25 @@ fn server(text: &str) -> Result<(ServerAddr, Option<Auth>), Error> {
     let _ = url.set_password(None);
     let server = ServerAddr::from_url(url).map_err(invalid)?;
     Ok((server, login))
+}
+
+/// The definition of a KV bucket's stream: `create_stream(bucket("schemas", 10))` makes bucket `schemas` that keeps ten
+/// values of each key. async-nats' own `create_key_value` first asks for the account's limits and cannot read the answer
+/// of servers before 2.10.
+pub fn bucket(name: &str, history: i64) -> stream::Config {
+    stream::Config {
+        name: format!("KV_{name}"),
+        subjects: vec![format!("$KV.{name}.>")],
+        max_messages_per_subject: history,
+        storage: stream::StorageType::File,
+        discard: stream::DiscardPolicy::New,
+        duplicate_window: Duration::from_mins(2),
+        num_replicas: 1,
+        allow_rollup: true,
+        allow_direct: true,
+        deny_delete: true,
+        ..stream::Config::default()
+    }
 }
 
 fn log(event: &Event) {

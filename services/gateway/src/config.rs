@@ -1,0 +1,204 @@
+//! The gateway's flags and environment.
+//!
+//! In: the command line. Out: typed values. What must hold: without a key for tokens the gateway listens on loopback only.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use daemon::nats::{self, NatsOptions};
+use daemon::telemetry::LogFormat;
+use daemon::units;
+
+use crate::access::Access;
+use crate::streams::Limits;
+
+/// Takes writes over HTTP into JetStream.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "gateway", version, about)]
+pub struct Config {
+    /// NATS servers, separated by commas.
+    #[arg(
+        long,
+        env = "NATS_URL",
+        default_value = "nats://localhost:4222",
+        hide_env_values = true
+    )]
+    pub nats_url: String,
+    /// Credentials file for NATS.
+    #[arg(long, env = "NATS_CREDS")]
+    pub nats_creds: Option<PathBuf>,
+    /// Address to listen on. Any but loopback needs --jwt-key-file.
+    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = host)]
+    pub host: IpAddr,
+    /// Port to listen on.
+    #[arg(long, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+    /// File with a PEM public key, a JWK set or a shared secret: every request then needs a token.
+    #[arg(long, env = "JWT_KEY_FILE")]
+    pub jwt_key_file: Option<PathBuf>,
+    /// Issuer that tokens must name.
+    #[arg(long, env = "JWT_ISSUER", requires = "jwt_key_file")]
+    pub jwt_issuer: Option<String>,
+    /// Audience that tokens must name.
+    #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_key_file")]
+    pub jwt_audience: Option<String>,
+    /// Requests a second for each principal; 0 is no limit. Without tokens there is one principal.
+    #[arg(long, env = "RATE_LIMIT")]
+    pub rate_limit: Option<u32>,
+    /// Writes that may wait for JetStream at a time; more are answered 503.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..))]
+    pub in_flight_max: u16,
+    /// Connections at a time; more wait to be accepted.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    pub connections_max: u16,
+    /// Messages that a new WRITES stream may hold.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub queue_messages_max: u32,
+    /// Bytes that a new WRITES stream may hold.
+    #[arg(long, default_value = "1GiB", value_parser = units::bytes)]
+    pub queue_bytes_max: u64,
+    /// Idempotency keys that a new memory of keys holds, for at most a day.
+    #[arg(long, default_value_t = 2_000_000)]
+    pub keys_max: u32,
+    /// First token of the CDC subjects, as given to the bridge.
+    #[arg(long, default_value = wire::subject::DEFAULT_PREFIX)]
+    pub cdc_prefix: String,
+    /// Log lines as text or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// The values make no sense together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Strangers could write.
+    #[error(
+        "without tokens the gateway listens on loopback only: give --jwt-key-file, or --host 127.0.0.1"
+    )]
+    Open,
+    /// The key cannot be used.
+    #[error(transparent)]
+    Jwt(#[from] daemon::jwt::LoadError),
+    /// NATS cannot be named like this.
+    #[error(transparent)]
+    Nats(#[from] nats::Error),
+    /// The CDC prefix makes no subject.
+    #[error("--cdc-prefix: {0}")]
+    CdcPrefix(#[from] wire::subject::PatternError),
+}
+
+/// Requests a second for each principal with a token, unless said otherwise.
+const RATE_LIMIT: u32 = 500;
+
+impl Config {
+    /// Who may come in. Reads the key file.
+    pub fn access(&self) -> Result<Access, Error> {
+        match &self.jwt_key_file {
+            Some(path) => {
+                let verifier = daemon::jwt::Verifier::from_file(path)?;
+                let (issuer, audience) = (self.jwt_issuer.clone(), self.jwt_audience.clone());
+                Ok(Access::Token(verifier.expecting(issuer, audience)))
+            }
+            None if self.host.is_loopback() => Ok(Access::Local),
+            None => Err(Error::Open),
+        }
+    }
+
+    /// Where NATS is.
+    pub fn nats(&self) -> Result<NatsOptions, Error> {
+        let settings = nats::Settings {
+            url: Some(&self.nats_url),
+            credentials: self.nats_creds.as_deref(),
+            ..nats::Settings::default()
+        };
+        Ok(NatsOptions::new(settings)?)
+    }
+
+    /// How large the streams may grow.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            queue_messages_max: self.queue_messages_max.into(),
+            queue_bytes_max: i64::try_from(self.queue_bytes_max).unwrap_or(i64::MAX),
+            keys_max: self.keys_max.into(),
+        }
+    }
+
+    /// Requests a second for each principal; None is no limit.
+    pub fn rate_limit_per_s(&self) -> Option<u32> {
+        let default = if self.jwt_key_file.is_some() {
+            RATE_LIMIT
+        } else {
+            0
+        };
+        Some(self.rate_limit.unwrap_or(default)).filter(|limit| *limit > 0)
+    }
+
+    /// The subject of the change events of `table` in schema `public`.
+    pub fn cdc_filter(&self, table: &str) -> Result<String, Error> {
+        let pattern = wire::SubjectPattern::with_prefix(&self.cdc_prefix)?;
+        Ok(pattern.filter(wire::names::PUBLIC, table))
+    }
+}
+
+fn host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        _ => text
+            .parse()
+            .map_err(|_| "must be an IP address or localhost".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[&str]) -> Config {
+        Config::try_parse_from([&["gateway"], flags].concat()).unwrap()
+    }
+
+    #[test]
+    fn strangers_are_kept_out_without_a_key() {
+        assert!(matches!(
+            config(&["--host", "0.0.0.0"]).access(),
+            Err(Error::Open)
+        ));
+        assert!(matches!(
+            config(&["--host", "localhost"]).access(),
+            Ok(Access::Local)
+        ));
+        assert!(matches!(
+            config(&["--host", "::1"]).access(),
+            Ok(Access::Local)
+        ));
+    }
+
+    #[test]
+    fn principals_with_tokens_are_limited_unless_said_otherwise() {
+        assert_eq!(config(&[]).rate_limit_per_s(), None);
+        assert_eq!(
+            config(&["--jwt-key-file", "key"]).rate_limit_per_s(),
+            Some(RATE_LIMIT)
+        );
+        let unlimited = config(&["--jwt-key-file", "key", "--rate-limit", "0"]);
+        assert_eq!(unlimited.rate_limit_per_s(), None);
+    }
+
+    #[test]
+    fn the_outcomes_are_on_the_bridges_subjects() {
+        let filter = |flags: &[&str]| config(flags).cdc_filter("write_operations");
+
+        assert_eq!(filter(&[]).unwrap(), "cdc.write_operations.*");
+        assert_eq!(
+            filter(&["--cdc-prefix", "acme"]).unwrap(),
+            "acme.write_operations.*"
+        );
+        assert!(
+            filter(&["--cdc-prefix", "a b"])
+                .unwrap_err()
+                .to_string()
+                .contains("--cdc-prefix")
+        );
+    }
+}

@@ -1,0 +1,165 @@
+//! The gateway: writes over HTTP into JetStream.
+//!
+//! In: HTTP requests against any table that PostgreSQL grants to `app_writer`. Out: commands on
+//! `writes.{table}.{operation_id}`. What must hold: an accepted write is in the queue, once, and was checked against the
+//! table's shape; PostgreSQL and the processor need not be there.
+
+// The road of one write, in order.
+pub mod routes;
+
+pub mod access;
+pub mod rate_limit;
+
+pub mod idempotency;
+pub mod prefer;
+pub mod trace;
+
+pub mod schemas;
+
+pub mod write;
+
+pub mod column_type;
+pub mod date;
+
+pub mod intake;
+
+pub mod backlog;
+pub mod breaker;
+pub mod streams;
+
+pub mod outcome;
+pub mod problem;
+
+// Beside it.
+pub mod config;
+pub mod metrics;
+pub mod openapi;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::ContextBuilder;
+use daemon::backoff::{self, Backoff};
+use daemon::http::{ListenError, listen, serve_connections};
+use daemon::nats::FirstConnect;
+use daemon::shutdown::Shutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::intake::{ACK_TIMEOUT, Intake};
+use crate::metrics::Metrics;
+use crate::outcome::{OPERATIONS_TABLE, Outcomes};
+use crate::rate_limit::RateLimit;
+use crate::routes::Gateway;
+use crate::schemas::Schemas;
+use crate::streams::Limits;
+
+/// The gateway does not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The flags make no sense.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// NATS cannot be named like this.
+    #[error(transparent)]
+    Nats(#[from] daemon::nats::Error),
+}
+
+/// A gateway that has its port.
+#[derive(Debug)]
+pub struct Server {
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    context: Context,
+    limits: Limits,
+    connections_max: usize,
+    outcomes_subject: String,
+}
+
+impl Server {
+    /// Opens the port. NATS need not be there yet: until it is, writes are answered 503.
+    pub async fn bind(config: &Config, shutdown: Shutdown) -> Result<Self, Error> {
+        let access = config.access()?;
+        let outcomes_subject = config.cdc_filter(OPERATIONS_TABLE)?;
+        let nats = config.nats()?;
+        let listener = listen(config.host, config.port, "--port (PORT)").await?;
+        let client = nats.connect("gateway", FirstConnect::Retry).await?;
+        let context = ContextBuilder::new()
+            .timeout(ACK_TIMEOUT)
+            .build(client.clone());
+        let gateway = Arc::new(Gateway {
+            access,
+            rate_limit: config
+                .rate_limit_per_s()
+                .map(|limit| Mutex::new(RateLimit::new(limit))),
+            schemas: Schemas::default(),
+            intake: Intake::new(context.clone(), config.in_flight_max.into()),
+            outcomes: Outcomes::default(),
+            client,
+            metrics: Metrics::default(),
+            shutdown,
+        });
+        let connections_max = config.connections_max.into();
+        let limits = config.limits();
+        Ok(Self {
+            gateway,
+            listener,
+            context,
+            limits,
+            connections_max,
+            outcomes_subject,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the shutdown; returns when the last answer is out.
+    pub async fn run(self) {
+        let Self {
+            gateway,
+            listener,
+            context,
+            limits,
+            connections_max,
+            outcomes_subject,
+        } = self;
+        let shutdown = gateway.shutdown.clone();
+        let service = TowerToHyperService::new(routes::router(gateway.clone()));
+        // None of the other three ever ends.
+        tokio::select! {
+            () = serve_connections(listener, service, connections_max, shutdown) => {}
+            () = schemas::follow(&context, &gateway.schemas) => {}
+            () = gateway.outcomes.follow(&gateway.client, &outcomes_subject) => {}
+            () = keep_streams(&context, limits, &gateway.intake) => {}
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Makes the streams when they are missing and looks at the queue every second.
+async fn keep_streams(context: &Context, limits: Limits, intake: &Intake) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match streams::ensure(context, limits).await {
+            Ok(()) => {
+                backoff.reset();
+                while intake.observe().await.is_ok() {
+                    tokio::time::sleep(OBSERVE_EVERY).await;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot make the streams of the gateway"),
+        }
+        tokio::time::sleep(backoff.next(backoff::random())).await;
+    }
+}
+
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);

@@ -1,0 +1,263 @@
+//! Describes the gateway as it is at this moment (OpenAPI 3.1).
+//!
+//! In: the tables. Out: a document. What must hold: it offers what the privileges allow and nothing else, so that a table
+//! added by a migration is documented without a release.
+
+use serde_json::{Map, Value, json};
+use wire::names::{self, PUBLIC};
+use wire::schema::{Column, Privilege, Schema};
+
+use crate::column_type::ColumnType;
+use crate::idempotency::KEY_BYTES_MAX;
+use crate::prefer::WAIT_MAX;
+use crate::schemas::Tables;
+use crate::write::{is_derived_key, is_granted, is_writable};
+
+/// The document for `tables`.
+pub fn document(tables: &Tables, needs_token: bool) -> Value {
+    let mut sorted: Vec<&Schema> = tables.values().map(AsRef::as_ref).collect();
+    sorted.sort_by(|a, b| a.schema.cmp(&b.schema));
+    let mut paths = Map::new();
+    let mut schemas = fixed_schemas();
+    for schema in sorted {
+        describe(schema, &mut paths, &mut schemas);
+    }
+    paths.insert(
+        "/health".to_owned(),
+        json!({"get": {
+            "operationId": "health",
+            "responses": {
+                "200": {"description": "Ready"},
+                "503": {"description": "Not connected, breaker open, or tables not known yet"},
+            },
+        }}),
+    );
+    let mut document = json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "gateway",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Writes are accepted here and applied later; follow Location for the outcome.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas, "parameters": parameters()},
+    });
+    if needs_token {
+        document["components"]["securitySchemes"] =
+            json!({"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}});
+        document["security"] = json!([{"token": []}]);
+    }
+    document
+}
+
+fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
+    let namespace = schema
+        .schema
+        .strip_suffix(&schema.table)
+        .and_then(|rest| rest.strip_suffix('.'));
+    let path = names::table_path(namespace.unwrap_or(PUBLIC), &schema.table);
+    let name = component_name(&schema.schema);
+    if is_granted(schema, Privilege::Insert) {
+        schemas.insert(format!("{name}.new"), body(schema, Privilege::Insert));
+        let operation = operation(&path, "create", Some(&format!("{name}.new")), false);
+        paths.insert(format!("/{path}"), json!({"post": operation}));
+    }
+    if schema.primary_key.is_empty() {
+        return;
+    }
+    let mut methods = Map::new();
+    if is_granted(schema, Privilege::Update) {
+        let changes = format!("{name}.changes");
+        schemas.insert(changes.clone(), body(schema, Privilege::Update));
+        methods.insert(
+            "patch".to_owned(),
+            operation(&path, "change", Some(&changes), true),
+        );
+        methods.insert(
+            "put".to_owned(),
+            operation(&path, "replace", Some(&changes), true),
+        );
+    }
+    if is_granted(schema, Privilege::Delete) {
+        methods.insert("delete".to_owned(), operation(&path, "delete", None, true));
+    }
+    if !methods.is_empty() {
+        paths.insert(format!("/{path}/{{id}}"), Value::Object(methods));
+    }
+}
+
+/// Component names allow letters, digits and `._-` only.
+fn component_name(qualified: &str) -> String {
+    let escape = |character: char| {
+        if character.is_ascii_alphanumeric() || character == '.' {
+            character.to_string()
+        } else {
+            format!("_{:x}", u32::from(character))
+        }
+    };
+    qualified.chars().map(escape).collect()
+}
+
+fn operation(path: &str, verb: &str, body: Option<&str>, has_id: bool) -> Value {
+    let parameter = |name: &str| json!({"$ref": format!("#/components/parameters/{name}")});
+    let response = |description: &str, schema: &str, media_type: &str| {
+        let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
+        json!({"description": description, "content": {media_type: {"schema": schema}}})
+    };
+    let problem = |description: &str| response(description, "problem", "application/problem+json");
+    let mut parameters = vec![parameter("key"), parameter("prefer")];
+    if has_id {
+        parameters.push(parameter("id"));
+    }
+    let mut operation = json!({
+        "operationId": format!("{verb} {path}"),
+        "tags": [path],
+        "parameters": parameters,
+        "responses": {
+            "200": response("Applied within the time of Prefer: wait", "status", "application/json"),
+            "202": response("Accepted, not applied yet", "status", "application/json"),
+            "400": problem("No usable Idempotency-Key, id or body"),
+            "401": problem("No usable token"),
+            "403": problem("Not granted to the services' role"),
+            "404": problem("No such table"),
+            "408": problem("The body did not arrive"),
+            "413": problem("The body is too large"),
+            "415": problem("The body is not JSON"),
+            "422": problem("Columns that cannot be written, a reused key, or (Prefer: wait) a failed write"),
+            "429": problem("Too many requests of this principal"),
+            "503": problem("Not accepted; repeat after Retry-After with the same key"),
+        },
+    });
+    if let Some(body) = body {
+        let schema = json!({"$ref": format!("#/components/schemas/{body}")});
+        let content = json!({"application/json": {"schema": schema}});
+        operation["requestBody"] = json!({"required": true, "content": content});
+    }
+    operation
+}
+
+fn body(schema: &Schema, privilege: Privilege) -> Value {
+    let columns = || {
+        schema
+            .columns
+            .iter()
+            .filter(move |column| is_writable(schema, column, privilege))
+    };
+    let properties: Map<String, Value> = columns()
+        .map(|column| (column.name.clone(), property(column)))
+        .collect();
+    let is_required = |column: &&Column| {
+        privilege == Privilege::Insert
+            && !column.is_nullable
+            && !column.has_default
+            && !is_derived_key(schema, column)
+    };
+    let required: Vec<&str> = columns()
+        .filter(is_required)
+        .map(|column| column.name.as_str())
+        .collect();
+    let mut body = json!({
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+    });
+    if !required.is_empty() {
+        body["required"] = json!(required);
+    }
+    if privilege == Privilege::Update {
+        body["minProperties"] = json!(1);
+    }
+    body
+}
+
+fn property(column: &Column) -> Value {
+    let mut property = type_schema(&ColumnType::new(&column.data_type, &column.enum_labels));
+    property["description"] = column.data_type.clone().into();
+    if column.is_nullable {
+        property = json!({"anyOf": [property, {"type": "null"}]});
+    }
+    property
+}
+
+fn type_schema(column_type: &ColumnType<'_>) -> Value {
+    match column_type {
+        ColumnType::Integer { min, max } => {
+            json!({"type": "integer", "minimum": min, "maximum": max})
+        }
+        ColumnType::Numeric => {
+            json!({"type": ["string", "number"], "pattern": r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)$"})
+        }
+        ColumnType::Float => json!({"type": "number"}),
+        ColumnType::Boolean => json!({"type": "boolean"}),
+        ColumnType::Text { chars_max: None } | ColumnType::Other => json!({"type": "string"}),
+        ColumnType::Text {
+            chars_max: Some(max),
+        } => json!({"type": "string", "maxLength": max}),
+        ColumnType::Uuid => json!({"type": "string", "format": "uuid"}),
+        ColumnType::Date => json!({"type": "string", "format": "date"}),
+        ColumnType::Timestamp => json!({"type": "string", "format": "date-time"}),
+        ColumnType::Time => json!({"type": "string", "format": "time"}),
+        ColumnType::Json => json!({}),
+        ColumnType::Bytes => {
+            json!({"type": "string", "pattern": r"^\\x([0-9a-fA-F][0-9a-fA-F])*$"})
+        }
+        ColumnType::Enum(labels) => json!({"type": "string", "enum": labels}),
+        ColumnType::Array(_) => json!({"type": "array"}),
+    }
+}
+
+fn fixed_schemas() -> Map<String, Value> {
+    let schemas = json!({
+        "status": {
+            "type": "object",
+            "required": ["status", "operationId"],
+            "properties": {
+                "status": {"enum": ["pending", "completed", "failed"]},
+                "operationId": {"type": "string", "format": "uuid"},
+                "entityId": {"type": "string"},
+                "table": {"type": "string"},
+                "lsn": {"type": "string"},
+                "acceptedAt": {"type": "string"},
+                "completedAt": {"type": "string"},
+            },
+        },
+        "problem": {
+            "type": "object",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": {"type": "string"},
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string"},
+                "errors": {"type": "array", "items": {
+                    "type": "object",
+                    "properties": {"column": {"type": "string"}, "message": {"type": "string"}},
+                }},
+            },
+        },
+    });
+    match schemas {
+        Value::Object(schemas) => schemas,
+        _ => Map::new(),
+    }
+}
+
+fn parameters() -> Value {
+    json!({
+        "key": {
+            "name": "Idempotency-Key", "in": "header", "required": true,
+            "description": "The same for every repeat of one write. A UUID is the operation id itself.",
+            "schema": {"type": "string", "pattern": "^[!-~]+$", "minLength": 1, "maxLength": KEY_BYTES_MAX},
+        },
+        "prefer": {
+            "name": "Prefer", "in": "header", "required": false,
+            "description": format!("wait=N: answer with the outcome if it is known within N seconds (at most {})", WAIT_MAX.as_secs()),
+            "schema": {"type": "string"},
+        },
+        "id": {
+            "name": "id", "in": "path", "required": true,
+            "description": "The primary key; the parts of a composite key in key order, separated by commas",
+            "schema": {"type": "string", "minLength": 1},
+        },
+    })
+}

@@ -1,0 +1,72 @@
+//! The two streams that the gateway writes: the queue of commands, and the memory of the keys.
+//!
+//! In: limits. Out: the definitions, made when missing. What must hold: a full queue refuses instead of forgetting, and
+//! the memory of keys forgets the oldest instead of refusing.
+
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::CreateStreamError;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use daemon::nats;
+use wire::names::{STREAM_WRITES, WRITE_SUBJECTS};
+
+/// KV bucket of the keys that were used, key = operation id.
+pub const BUCKET_OPERATIONS: &str = "operations";
+/// The bucket's stream.
+pub const STREAM_OPERATIONS: &str = "KV_operations";
+
+/// A repeat of a message is dropped within this. Enough for a publish whose ack was lost; the long memory is the bucket,
+/// because the server's costs it some 200 bytes of RAM a message.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+/// A key is remembered for this long, unless more than `keys_max` come meanwhile.
+const KEYS_MAX_AGE: Duration = Duration::from_hours(24);
+
+/// How large the streams may grow.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Commands in the queue.
+    pub queue_messages_max: i64,
+    /// Bytes of commands in the queue.
+    pub queue_bytes_max: i64,
+    /// Keys remembered.
+    pub keys_max: i64,
+}
+
+/// Subject of an operation in the bucket.
+pub fn operation_subject(operation_id: &str) -> String {
+    format!("$KV.{BUCKET_OPERATIONS}.{operation_id}")
+}
+
+/// Makes the streams that are missing; existing ones keep their limits.
+pub async fn ensure(context: &Context, limits: Limits) -> Result<(), CreateStreamError> {
+    context.get_or_create_stream(writes(limits)).await?;
+    context.get_or_create_stream(operations(limits)).await?;
+    Ok(())
+}
+
+fn writes(limits: Limits) -> Config {
+    Config {
+        name: STREAM_WRITES.to_owned(),
+        subjects: vec![WRITE_SUBJECTS.to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        max_messages: limits.queue_messages_max,
+        max_bytes: limits.queue_bytes_max,
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+/// A KV bucket, except that a full one drops its oldest entry.
+fn operations(limits: Limits) -> Config {
+    Config {
+        discard: DiscardPolicy::Old,
+        max_messages: limits.keys_max,
+        max_age: KEYS_MAX_AGE,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..nats::bucket(BUCKET_OPERATIONS, 1)
+    }
+}
