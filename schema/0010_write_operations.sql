@@ -4,20 +4,6 @@
 -- here: the functions below are the only door to write_operations. Nobody but the operator reads
 -- the table itself; operation_status() shows one row to who knows its id.
 
-DO $$
-BEGIN
-    -- Two servers, or two migrations at once, may race for the roles: they are the cluster's.
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'app_reader') THEN
-        CREATE ROLE app_reader NOLOGIN;
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'app_writer') THEN
-        CREATE ROLE app_writer NOLOGIN;
-    END IF;
-EXCEPTION WHEN duplicate_object OR unique_violation THEN
-    NULL;
-END
-$$;
-
 CREATE TABLE IF NOT EXISTS public.write_operations (
     operation_id uuid PRIMARY KEY,
     entity_table text NOT NULL,
@@ -161,3 +147,12 @@ GRANT EXECUTE ON FUNCTION
     public.forget_failed_operation(uuid), public.prune_operations(interval, integer)
     TO app_writer;
 GRANT EXECUTE ON FUNCTION public.operation_status(uuid) TO app_reader;
+
+-- Outcomes travel like every other change: who waits for one hears of it in the CDC stream.
+DO $$
+BEGIN
+    ALTER PUBLICATION cdc_pub ADD TABLE public.write_operations;
+EXCEPTION WHEN duplicate_object OR undefined_object THEN
+    NULL; -- It is in, or the publication has another name.
+END
+$$;
