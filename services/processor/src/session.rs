@@ -53,6 +53,9 @@ pub enum ApplyError {
 }
 
 const REJECT: &str = "SELECT public.reject_operations($1::text[]::uuid[], $2::text)";
+/// What policies see of a write without claims. PostgreSQL: once a setting of ours was set locally it is
+/// empty text afterwards, not absent, and empty text is no JSON.
+const NO_CLAIMS: &str = "{}";
 /// Statements kept prepared; each set of columns makes one.
 const PREPARED_MAX: usize = 128;
 
@@ -61,7 +64,9 @@ impl Session {
     pub async fn open(options: &PostgresOptions, name: &str) -> Result<Self, OpenError> {
         let (client, closed) = options.connect(name).await?;
         client
-            .batch_execute(&format!("SET ROLE {ROLE_APP_WRITER}"))
+            .batch_execute(&format!(
+                "SET ROLE {ROLE_APP_WRITER}; SET request.jwt.claims = '{NO_CLAIMS}'"
+            ))
             .await
             .map_err(OpenError::Role)?;
         Ok(Self {

@@ -169,10 +169,13 @@ async fn row_level_security_sees_the_claims_of_each_write() {
         world.send(&write).await;
     }
 
+    world.send(&newcomer(4, 104)).await;
+
     let _processor = world.processor("processor", &[]);
-    world.settle(3).await;
+    world.settle(4).await;
 
     assert_eq!(world.outcome(&id(1)).0, "completed");
     assert_eq!(world.outcome(&id(2)).1["code"], "42501");
     assert_eq!(world.outcome(&id(3)).0, "completed");
+    assert_eq!(world.outcome(&id(4)).1["code"], "42501");
 }
