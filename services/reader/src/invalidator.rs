@@ -69,6 +69,8 @@ enum Error {
 const BATCH_MAX: usize = 1000;
 /// Unacked events come again to any reader after this.
 const ACK_WAIT: Duration = Duration::from_secs(10);
+/// Until Redis is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// How often to ask whether the stream lost what was not seen yet.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often to ask whether transactions have become visible.
@@ -119,13 +121,21 @@ impl Invalidator {
                 .collect::<Result<_, _>>()
                 .map_err(|error| Error::JetStream(error.into()))?;
             let is_complete = follows(&mut heard, &batch)?;
-            self.invalidate(&batch, is_complete).await?;
-            self.cache.set_heard(&self.consumer, heard).await?;
+            // Again and again with the batch in hand: given back, it would only come after ACK_WAIT.
+            while let Err(error) = self.hear(&batch, is_complete, heard).await {
+                tracing::warn!(%error, "answers not thrown away yet");
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
             for message in &batch {
                 message.ack().await.map_err(Error::JetStream)?;
             }
             backoff.reset();
         }
+    }
+
+    async fn hear(&self, batch: &[Message], is_complete: bool, heard: Heard) -> Result<(), Error> {
+        self.invalidate(batch, is_complete).await?;
+        Ok(self.cache.set_heard(&self.consumer, heard).await?)
     }
 
     async fn consumer(&self, stream: &Stream) -> Result<PullConsumer, Error> {
