@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use daemon::postgres::PostgresOptions;
 use tokio_postgres::Client;
 
+use crate::postgres::quote_ident;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -123,7 +125,7 @@ impl Catalog {
     pub async fn create_publication(&mut self, name: &str, tables: &[String]) -> Result<(), Error> {
         let sql = format!(
             "CREATE PUBLICATION {} FOR TABLE {}",
-            quote_identifier(name),
+            quote_ident(name),
             tables.join(", ")
         );
         self.client().await?.batch_execute(&sql).await?;
@@ -192,9 +194,4 @@ impl Catalog {
         let rows = self.client().await?.query(sql, &[&unknown]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
-}
-
-/// As SQL wants an identifier: in double quotes, those in it doubled.
-pub fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

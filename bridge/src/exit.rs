@@ -20,6 +20,7 @@ pub const WRONG_DATABASE: u8 = 12;
 pub const PUBLICATION_MISSING: u8 = 13;
 pub const WAL_LEVEL: u8 = 14;
 pub const DENIED: u8 = 15;
+pub const OTHER_HISTORY: u8 = 16;
 
 pub fn of_preflight(error: &preflight::Error) -> u8 {
     match error {
@@ -33,18 +34,31 @@ pub fn of_preflight(error: &preflight::Error) -> u8 {
 }
 
 pub fn of_source(error: &source::Error) -> u8 {
+    use postgres::Error;
+    let error = match error {
+        source::Error::Postgres(error) => error,
+        source::Error::Identity(_) => return OTHER_HISTORY,
+        source::Error::Decode(_) | source::Error::Assemble(_) => return FAILURE,
+    };
     match error {
-        source::Error::Postgres(postgres::Error::SlotMissing { .. }) => SLOT_MISSING,
-        source::Error::Postgres(postgres::Error::SlotLost { .. }) => SLOT_LOST,
-        source::Error::Postgres(postgres::Error::WrongDatabase { .. }) => WRONG_DATABASE,
-        source::Error::Postgres(postgres::Error::PublicationMissing(_)) => PUBLICATION_MISSING,
-        source::Error::Postgres(
-            postgres::Error::Denied(_)
-            | postgres::Error::NoPassword
-            | postgres::Error::Authentication(_),
-        ) => DENIED,
-        source::Error::Postgres(_) | source::Error::Decode(_) | source::Error::Assemble(_) => {
-            FAILURE
-        }
+        Error::SlotMissing(_) => SLOT_MISSING,
+        Error::SlotLost(_) => SLOT_LOST,
+        Error::WrongDatabase(_) => WRONG_DATABASE,
+        Error::PublicationMissing(_) => PUBLICATION_MISSING,
+        Error::WalLevel(_) => WAL_LEVEL,
+        Error::Authentication(_)
+        | Error::PasswordMissing
+        | Error::Scram(_)
+        | Error::UnsupportedAuthentication(_)
+        | Error::Privilege(_) => DENIED,
+        Error::Connect { .. }
+        | Error::Io(_)
+        | Error::Closed
+        | Error::Unavailable(_)
+        | Error::TooManyConnections(_)
+        | Error::SlotInUse(_)
+        | Error::SlotExists(_)
+        | Error::Server(_)
+        | Error::Protocol { .. } => FAILURE,
     }
 }

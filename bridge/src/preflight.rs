@@ -3,8 +3,9 @@
 //! In: the catalogue and the configuration. Out: the tables to stream, or an error with its remedy.
 //! Invariant: nothing that could lose rows silently passes here.
 
-use crate::catalog::{self, Catalog, PublishedTable, quote_identifier};
+use crate::catalog::{self, Catalog, PublishedTable};
 use crate::config::{self, Config};
+use crate::postgres::quote_ident;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,7 +20,7 @@ pub enum Error {
         "publication {0:?} does not exist (--publication); as the owner of the tables:\n  \
          CREATE PUBLICATION {quoted} FOR TABLE users, orders;\n\
          or start the bridge with --create-publication --table users,orders",
-        quoted = quote_identifier(.0)
+        quoted = quote_ident(.0)
     )]
     PublicationMissing(String),
     #[error("--create-publication makes one publication, --publication names several")]
@@ -100,7 +101,7 @@ async fn create(catalog: &mut Catalog, name: &str, config: &Config) -> Result<()
         .map(|table| {
             table
                 .split('.')
-                .map(quote_identifier)
+                .map(quote_ident)
                 .collect::<Vec<_>>()
                 .join(".")
         })
@@ -118,8 +119,8 @@ fn warn_without_identity(table: &PublishedTable) {
     }
     let name = format!(
         "{}.{}",
-        quote_identifier(&table.schema),
-        quote_identifier(&table.table)
+        quote_ident(&table.schema),
+        quote_ident(&table.table)
     );
     tracing::warn!(
         table = name,

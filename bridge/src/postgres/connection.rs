@@ -1,426 +1,224 @@
-//! Connects and logs in to a walsender, and runs simple queries on it.
+//! A session with a walsender: login and simple queries.
 //!
-//! In: an endpoint. Out: a session in "ready for query". Invariant: every session formats values alike,
-//! whatever ALTER ROLE or ALTER DATABASE set: the GUCs that decide it are in the startup packet.
+//! In: an `Endpoint` and SQL or replication commands. Out: rows as text.
+//! Invariant: between calls the server is ready for the next query, or the session is broken and
+//! every further call fails.
 
-use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use daemon::postgres::PINNED_GUCS;
-use fallible_iterator::FallibleIterator as _;
-use postgres_protocol::authentication::{md5_hash, sasl};
-use postgres_protocol::message::{backend, frontend};
-use socket2::{SockRef, TcpKeepalive};
+use postgres_protocol::message::frontend;
 
+use super::authentication::Authentication;
+use super::endpoint::Endpoint;
 use super::error::{Error, ServerError};
-use super::replication::ReplicationStream;
+use super::read_buffer::{BadLength, RawFrame, ReadBuffer};
+use super::transport::Transport;
 
-/// Where to connect, and as whom.
-#[derive(Clone)]
-pub struct Endpoint {
-    pub address: Address,
-    pub user: String,
-    pub password: Option<String>,
-    pub database: String,
-    /// Shown by `pg_stat_replication`.
-    pub application_name: String,
-}
+/// One row of a simple query; `None` is NULL.
+pub type Row = Vec<Option<String>>;
 
-#[derive(Debug, Clone)]
-pub enum Address {
-    Tcp {
-        host: String,
-        port: u16,
-    },
-    /// The path of the socket itself.
-    Unix(PathBuf),
-}
-
-/// The socket. TLS will be a third variant.
-#[derive(Debug)]
-pub(super) enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// A session that waits for a query.
+/// A logged-in replication session that is not streaming. No reconnect here; the supervisor
+/// does that.
 #[derive(Debug)]
 pub struct Session {
-    transport: Transport,
-    input: BytesMut,
-    out: BytesMut,
+    pub(super) transport: Transport,
+    pub(super) input: ReadBuffer,
+    output: BytesMut,
+    server_version: String,
 }
 
-/// What a query returned: rows of columns in text form.
-pub type Rows = Vec<Vec<Option<String>>>;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For login and queries; making a slot waits for transactions under way to end.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// What the kernel may hold for us between two gulps.
-const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
-
 impl Session {
-    /// Connects in replication mode to the endpoint's database.
-    pub fn connect(endpoint: &Endpoint) -> Result<Self, Error> {
-        let transport = Transport::connect(&endpoint.address).map_err(|source| Error::Connect {
-            address: endpoint.address.to_string(),
+    /// Connects with `replication=database`, logs in and waits until the server is ready.
+    ///
+    /// `wal_sender_timeout` is what the server is told: it drops a stream whose client has been
+    /// silent for so long.
+    pub fn connect(endpoint: &Endpoint, wal_sender_timeout: Duration) -> Result<Self, Error> {
+        let connect = || {
+            let transport = Transport::connect(endpoint)?;
+            transport.set_read_timeout(Some(endpoint.connect_timeout))?;
+            Ok(transport)
+        };
+        let transport = connect().map_err(|source| Error::Connect {
+            endpoint: endpoint.to_string(),
             source,
         })?;
-        transport
-            .set_read_timeout(ANSWER_TIMEOUT)
-            .map_err(Error::Lost)?;
         let mut session = Self {
             transport,
-            input: BytesMut::new(),
-            out: BytesMut::new(),
+            input: ReadBuffer::new(),
+            output: BytesMut::new(),
+            server_version: String::new(),
         };
-        session.log_in(endpoint)?;
+        let timeout = format!("{}ms", wal_sender_timeout.as_millis());
+        session.log_in(endpoint, &timeout)?;
+        // A command may take its time: creating a slot waits for running transactions to end.
+        let blocking = session.transport.set_read_timeout(None);
+        blocking.map_err(Error::Io)?;
         Ok(session)
     }
 
-    fn log_in(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        let pinned = PINNED_GUCS.iter().copied();
-        let own = [
-            ("user", endpoint.user.as_str()),
-            ("database", &endpoint.database),
-            ("application_name", &endpoint.application_name),
-            ("replication", "database"),
-            ("client_encoding", "UTF8"),
-            // A server-wide value may be too short for a drain, or 0 and never find a dead bridge.
-            ("wal_sender_timeout", "30s"),
-        ];
-        frontend::startup_message(own.into_iter().chain(pinned), &mut self.out)
-            .map_err(Error::Lost)?;
+    /// As the server reports it: `15.14 (Debian 15.14-0+deb12u1)`.
+    pub fn server_version(&self) -> &str {
+        &self.server_version
+    }
+
+    /// The first number of the version; 0 if it makes no sense.
+    pub fn server_major_version(&self) -> u32 {
+        let digits = self.server_version.split(|c: char| !c.is_ascii_digit());
+        digits
+            .take(1)
+            .find_map(|major| major.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Runs one statement or replication command; the rows of several come one after another.
+    /// After a server's error the session can be used again.
+    pub fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        self.send_query(sql)?;
+        let mut rows = Vec::new();
+        let mut failed = None;
+        loop {
+            let (tag, body) = self.receive()?;
+            match tag {
+                b'D' => rows.push(data_row(body)?),
+                b'E' => failed = Some(ServerError::parse(body).classify()),
+                // RowDescription, CommandComplete, EmptyQueryResponse.
+                b'T' | b'C' | b'I' => {}
+                b'Z' => return failed.map_or(Ok(rows), Err),
+                _ => return Err(unexpected("the rows of a query")),
+            }
+        }
+    }
+
+    pub(super) fn send_query(&mut self, sql: &str) -> Result<(), Error> {
+        frontend::query(sql, &mut self.output).map_err(Error::Io)?;
+        self.send()
+    }
+
+    /// Waits for the next message that is neither a notice nor a parameter's new value.
+    pub(super) fn receive(&mut self) -> Result<(u8, &[u8]), Error> {
+        let frame = loop {
+            let frame = self.receive_any()?;
+            match frame.tag {
+                b'N' => {}
+                b'S' => self.parameter_status(frame),
+                _ => break frame,
+            }
+        };
+        Ok((frame.tag, self.input.body(frame)))
+    }
+
+    fn log_in(&mut self, endpoint: &Endpoint, wal_sender_timeout: &str) -> Result<(), Error> {
+        let parameters = endpoint.startup_parameters(wal_sender_timeout);
+        frontend::startup_message(parameters, &mut self.output).map_err(Error::Io)?;
         self.send()?;
-        let mut scram = None;
+        self.authenticate(endpoint)?;
         loop {
             match self.receive()? {
-                backend::Message::AuthenticationCleartextPassword => {
-                    let password = password(endpoint)?;
-                    frontend::password_message(password, &mut self.out).map_err(Error::Lost)?;
-                    self.send()?;
-                }
-                backend::Message::AuthenticationMd5Password(body) => {
-                    let hash = md5_hash(endpoint.user.as_bytes(), password(endpoint)?, body.salt());
-                    frontend::password_message(hash.as_bytes(), &mut self.out)
-                        .map_err(Error::Lost)?;
-                    self.send()?;
-                }
-                backend::Message::AuthenticationSasl(body) => {
-                    let mut mechanisms = body.mechanisms();
-                    let mut offers_scram = false;
-                    while let Some(mechanism) = mechanisms.next().map_err(Error::Lost)? {
-                        offers_scram |= mechanism == sasl::SCRAM_SHA_256;
+                // BackendKeyData.
+                (b'K', _) => {}
+                (b'Z', _) => return Ok(()),
+                (b'E', body) => return Err(ServerError::parse(body).classify()),
+                _ => return Err(unexpected("ReadyForQuery")),
+            }
+        }
+    }
+
+    fn authenticate(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        let binding = self.transport.tls_server_end_point();
+        let mut authentication = Authentication::new(endpoint, binding);
+        loop {
+            let frame = self.receive_any()?;
+            let body = self.input.body(frame.clone());
+            match frame.tag {
+                b'R' => {
+                    if authentication.answer(body, &mut self.output)? {
+                        return Ok(());
                     }
-                    if !offers_scram {
-                        return Err(Error::Authentication(
-                            "an unknown SASL mechanism".to_owned(),
-                        ));
-                    }
-                    // With TLS this becomes SCRAM-SHA-256-PLUS and `tls_server_end_point`.
-                    let state = sasl::ScramSha256::new(
-                        password(endpoint)?,
-                        sasl::ChannelBinding::unsupported(),
-                    );
-                    frontend::sasl_initial_response(
-                        sasl::SCRAM_SHA_256,
-                        state.message(),
-                        &mut self.out,
-                    )
-                    .map_err(Error::Lost)?;
-                    self.send()?;
-                    scram = Some(state);
-                }
-                backend::Message::AuthenticationSaslContinue(body) => {
-                    let state = scram
-                        .as_mut()
-                        .ok_or_else(|| Error::Protocol("SASL out of order".to_owned()))?;
-                    state.update(body.data()).map_err(Error::Lost)?;
-                    frontend::sasl_response(state.message(), &mut self.out).map_err(Error::Lost)?;
                     self.send()?;
                 }
-                backend::Message::AuthenticationSaslFinal(body) => {
-                    let state = scram
-                        .as_mut()
-                        .ok_or_else(|| Error::Protocol("SASL out of order".to_owned()))?;
-                    state.finish(body.data()).map_err(Error::Lost)?;
-                }
-                backend::Message::ReadyForQuery(_) => return Ok(()),
-                backend::Message::ErrorResponse(body) => {
-                    return Err(Error::of_server(
-                        ServerError::from_fields(body.fields()),
-                        None,
-                    ));
-                }
-                backend::Message::AuthenticationOk
-                | backend::Message::ParameterStatus(_)
-                | backend::Message::BackendKeyData(_)
-                | backend::Message::NoticeResponse(_) => {}
-                backend::Message::AuthenticationGss
-                | backend::Message::AuthenticationKerberosV5
-                | backend::Message::AuthenticationSspi => {
-                    return Err(Error::Authentication("GSSAPI, Kerberos or SSPI".to_owned()));
-                }
-                _ => {
-                    return Err(Error::Protocol(
-                        "an unexpected message during login".to_owned(),
-                    ));
-                }
-            }
-        }
-    }
-
-    /// Runs one statement. `slot` is named in errors that are about it.
-    pub fn query(&mut self, sql: &str, slot: Option<&str>) -> Result<Rows, Error> {
-        frontend::query(sql, &mut self.out).map_err(Error::Lost)?;
-        self.send()?;
-        let mut rows = Rows::new();
-        let mut failure = None;
-        loop {
-            match self.receive()? {
-                backend::Message::DataRow(body) => rows.push(row(&body).map_err(Error::Lost)?),
-                backend::Message::ErrorResponse(body) => {
-                    failure = Some(ServerError::from_fields(body.fields()))
-                }
-                backend::Message::ReadyForQuery(_) => break,
-                backend::Message::RowDescription(_)
-                | backend::Message::CommandComplete(_)
-                | backend::Message::EmptyQueryResponse
-                | backend::Message::NoticeResponse(_)
-                | backend::Message::ParameterStatus(_) => {}
-                _ => {
-                    return Err(Error::Protocol(
-                        "an unexpected message in a query".to_owned(),
-                    ));
-                }
-            }
-        }
-        match failure {
-            Some(error) => Err(Error::of_server(error, slot)),
-            None => Ok(rows),
-        }
-    }
-
-    /// A 64 bit transaction id of about now: where the epoch of the 32 bit ones comes from.
-    pub fn recent_xid(&mut self) -> Result<u64, Error> {
-        let rows = self.query("SELECT pg_snapshot_xmax(pg_current_snapshot())", None)?;
-        let xid = rows
-            .first()
-            .and_then(|row| row.first())
-            .and_then(|xid| xid.as_ref()?.parse().ok());
-        xid.ok_or_else(|| Error::Protocol("no transaction id".to_owned()))
-    }
-
-    /// Makes the slot unless it is there. True: it was made now.
-    pub fn ensure_slot(&mut self, slot: &str) -> Result<bool, Error> {
-        let known = self.query(
-            &format!(
-                "SELECT FROM pg_replication_slots WHERE slot_name = {}",
-                quote_literal(slot)
-            ),
-            Some(slot),
-        )?;
-        if !known.is_empty() {
-            return Ok(false);
-        }
-        let sql = format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
-        match self.query(&sql, Some(slot)) {
-            Ok(_) => Ok(true),
-            // Another bridge was quicker.
-            Err(Error::Server(error)) if error.sqlstate == "42710" => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// START_REPLICATION at 0/0: the slot decides where. Anything else could skip what was written
-    /// while the bridge was away.
-    pub fn start_replication(
-        mut self,
-        slot: &str,
-        publications: &[String],
-    ) -> Result<ReplicationStream, Error> {
-        // PostgreSQL: publication_names is a list of identifiers inside a literal.
-        let names: Vec<String> = publications
-            .iter()
-            .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
-            .collect();
-        let sql = format!(
-            "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')",
-            quote_literal(&names.join(",")),
-        );
-        frontend::query(&sql, &mut self.out).map_err(Error::Lost)?;
-        self.send()?;
-        loop {
-            // CopyBothResponse is not a message postgres-protocol knows: it is looked for by its tag.
-            if self.input.first() == Some(&b'W') && self.input.len() >= 5 {
-                let len = u32::from_be_bytes([
-                    self.input[1],
-                    self.input[2],
-                    self.input[3],
-                    self.input[4],
-                ]);
-                let end = 1 + len as usize;
-                if self.input.len() >= end {
-                    let rest = self.input.split_off(end);
-                    return Ok(ReplicationStream::new(self.transport, &rest, slot));
-                }
-                self.fill()?;
-                continue;
-            }
-            if self.input.len() < 5 {
-                self.fill()?;
-                continue;
-            }
-            match self.receive()? {
-                backend::Message::ErrorResponse(body) => {
-                    return Err(Error::of_server(
-                        ServerError::from_fields(body.fields()),
-                        Some(slot),
-                    ));
-                }
-                backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
-                _ => {
-                    return Err(Error::Protocol(
-                        "an unexpected message before CopyBothResponse".to_owned(),
-                    ));
-                }
+                b'E' => return Err(ServerError::parse(body).classify()),
+                b'N' => {}
+                _ => return Err(unexpected("an authentication request")),
             }
         }
     }
 
     fn send(&mut self) -> Result<(), Error> {
-        self.transport.write_all(&self.out).map_err(Error::Lost)?;
-        self.out.clear();
-        Ok(())
+        let bytes = self.output.split();
+        self.transport.write_all(&bytes).map_err(Error::Io)
     }
 
-    fn receive(&mut self) -> Result<backend::Message, Error> {
+    fn receive_any(&mut self) -> Result<RawFrame, Error> {
         loop {
-            match backend::Message::parse(&mut self.input) {
-                Ok(Some(message)) => return Ok(message),
-                Ok(None) => self.fill()?,
-                Err(error) => return Err(Error::Protocol(error.to_string())),
+            if let Some(frame) = self.input.next()? {
+                return Ok(frame);
+            }
+            match self.input.read_from(&mut self.transport) {
+                Ok(0) => return Err(Error::Closed),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Io(error)),
             }
         }
     }
 
-    fn fill(&mut self) -> Result<(), Error> {
-        let mut chunk = [0; 4096];
-        match self.transport.read(&mut chunk) {
-            Ok(0) => Err(Error::Closed),
-            Ok(count) => {
-                self.input.extend_from_slice(&chunk[..count]);
-                Ok(())
-            }
-            Err(error) => Err(Error::Lost(error)),
+    fn parameter_status(&mut self, frame: RawFrame) {
+        let mut fields = self.input.body(frame).split(|&byte| byte == 0);
+        if let (Some(b"server_version"), Some(value)) = (fields.next(), fields.next()) {
+            self.server_version = String::from_utf8_lossy(value).into_owned();
         }
     }
 }
 
-impl Transport {
-    fn connect(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
-            Address::Tcp { host, port } => {
-                let mut last_error =
-                    io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                        Ok(stream) => return Self::prepared(stream),
-                        Err(error) => last_error = error,
-                    }
-                }
-                Err(last_error)
-            }
-        }
-    }
-
-    fn prepared(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        let keepalive = TcpKeepalive::new()
-            .with_time(Duration::from_secs(10))
-            .with_interval(Duration::from_secs(5))
-            .with_retries(3);
-        socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-        Ok(Self::Tcp(stream))
-    }
-
-    pub(super) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
-            Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
-        }
+impl From<BadLength> for Error {
+    fn from(_: BadLength) -> Self {
+        unexpected("a message of at least 4 bytes and less than 1 GiB")
     }
 }
 
-impl io::Read for Transport {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
+pub(super) fn unexpected(expected: &'static str) -> Error {
+    Error::Protocol { expected }
 }
 
-impl io::Write for Transport {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(buffer),
-            Self::Unix(stream) => stream.write(buffer),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "{}", path.display()),
-        }
-    }
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Endpoint({}@{}/{})",
-            self.user, self.address, self.database
-        )
-    }
-}
-
-fn password(endpoint: &Endpoint) -> Result<&[u8], Error> {
-    endpoint
-        .password
-        .as_deref()
-        .map(str::as_bytes)
-        .ok_or(Error::NoPassword)
-}
-
-fn row(body: &backend::DataRowBody) -> io::Result<Vec<Option<String>>> {
-    let mut row = Vec::new();
-    let mut ranges = body.ranges();
-    while let Some(range) = ranges.next()? {
-        let cell = range.and_then(|range| body.buffer().get(range));
-        row.push(cell.map(|bytes| String::from_utf8_lossy(bytes).into_owned()));
+/// PostgreSQL: DataRow: a count, then per column a length (-1 for NULL) and that many bytes.
+fn data_row(body: &[u8]) -> Result<Row, Error> {
+    let malformed = || unexpected("a whole DataRow");
+    let (count, mut rest) = body.split_first_chunk().ok_or_else(malformed)?;
+    let mut row = Row::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (len, behind) = rest.split_first_chunk().ok_or_else(malformed)?;
+        let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else {
+            row.push(None);
+            rest = behind;
+            continue;
+        };
+        let (value, behind) = behind.split_at_checked(len).ok_or_else(malformed)?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        rest = behind;
     }
     Ok(row)
 }
 
-/// As SQL wants a string constant: in single quotes, those in it doubled.
-pub fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_row_tells_null_from_the_empty_string() {
+        let body = b"\0\x03\xFF\xFF\xFF\xFF\0\0\0\0\0\0\0\x02ab";
+
+        let row = data_row(body).unwrap();
+
+        assert_eq!(row, [None, Some(String::new()), Some("ab".into())]);
+    }
+
+    #[test]
+    fn a_truncated_data_row_is_an_error() {
+        let body = b"\0\x02\0\0\0\x02ab\0\0\0\x01c";
+        for end in 0..body.len() {
+            assert!(data_row(&body[..end]).is_err());
+        }
+    }
 }

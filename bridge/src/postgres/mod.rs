@@ -1,14 +1,25 @@
-//! Our own replication session: released clients have no replication mode, and the published
-//! replication crates cost 1.3-2 times the CPU.
+//! The replication session with PostgreSQL.
 //!
-//! In: an endpoint, a slot. Out: the frames of the walsender. Invariant: blocking, one thread, no
-//! allocation or system call per frame. Everything that is not replication uses tokio-postgres.
+//! In: an `Endpoint`, a slot and publications. Out: the frames of the replication stream, and
+//! errors that say whether waiting helps and what to do otherwise.
+//! Invariant: reads block a plain thread; nothing here reconnects, confirms or decides. The
+//! caller does, with the LSNs it passes to `send_status`.
+//!
+//! SQL on ordinary connections goes through tokio-postgres; it shares `daemon::postgres::PINNED_GUCS`.
 
-pub mod connection;
-pub mod error;
+mod authentication;
+mod connection;
+mod endpoint;
+mod error;
 pub mod gulp;
-pub mod replication;
+mod read_buffer;
+mod replication;
+mod stream;
+mod transport;
 
-pub use connection::{Address, Endpoint, Session};
+pub use connection::Session;
+pub use endpoint::{Endpoint, Host, WAL_SENDER_TIMEOUT};
 pub use error::{Error, ServerError};
-pub use replication::{Frame, Read, ReplicationStream};
+pub use gulp::Gulp;
+pub use replication::{CreatedSlot, START_OPTIONS, SystemIdentity, quote_ident, quote_literal};
+pub use stream::{Frame, Read, ReplicationStream};

@@ -1,205 +1,147 @@
-//! The frames of a walsender in CopyBoth mode (PostgreSQL: "Streaming Replication Protocol").
+//! The commands of the replication protocol that the bridge uses.
 //!
-//! In: bytes, as many as one read gives. Out: XLogData and keepalives that borrow from the buffer.
-//! Invariant: no system call and no allocation per frame; the buffer grows for a frame that does not
-//! fit it, and shrinks again.
+//! In: names of slots and publications, unquoted. Out: typed answers, at last a `ReplicationStream`.
+//! Invariant: a name reaches the server as an identifier or literal whatever is in it.
 
-use std::io::{self, Read as _, Write as _};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use bytes::BytesMut;
-use postgres_protocol::message::backend;
 use wire::Lsn;
 
-use super::connection::Transport;
+use super::connection::{Session, unexpected};
 use super::error::{Error, ServerError};
+use super::stream::ReplicationStream;
 
-/// A walsender that sends.
-#[derive(Debug)]
-pub struct ReplicationStream {
-    transport: Transport,
-    slot: String,
-    /// `buffer[start..end]` is read and not yet taken.
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+/// Options of pgoutput beside the protocol version and the publications: messages of
+/// `pg_logical_emit_message` come too. Needs PostgreSQL 14.
+pub const START_OPTIONS: [(&str, &str); 1] = [("messages", "true")];
+
+/// The answer to IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Made by initdb; the same on a cluster and its standbys.
+    pub system_identifier: String,
+    pub timeline: u32,
+    /// The WAL's flush position. Not where to start: that is the slot's business.
+    pub wal_lsn: Lsn,
+    pub database: String,
 }
 
-/// What one read brought.
+/// The answer to CREATE_REPLICATION_SLOT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Read {
-    Bytes(usize),
-    TimedOut,
+pub struct CreatedSlot {
+    /// The slot sends each transaction that commits after this.
+    pub consistent_point: Lsn,
 }
 
-/// One message of the walsender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frame<'a> {
-    XLogData {
-        /// 0/0 for messages that carry no WAL of their own, such as Relation.
-        wal_start: Lsn,
-        payload: &'a [u8],
-    },
-    PrimaryKeepalive {
-        /// All WAL before it has been looked at and what was to be sent of it was.
-        wal_end: Lsn,
-        reply_requested: bool,
-    },
-}
-
-/// Room for a gulp. A larger row makes it grow, up to PostgreSQL's own 1 GB for a field and beyond.
-const BUFFER_BYTES: usize = 256 << 10;
-
-impl ReplicationStream {
-    pub(super) fn new(transport: Transport, received: &[u8], slot: &str) -> Self {
-        let mut buffer = vec![0; BUFFER_BYTES.max(received.len())];
-        buffer[..received.len()].copy_from_slice(received);
-        Self {
-            transport,
-            slot: slot.to_owned(),
-            buffer,
-            start: 0,
-            end: received.len(),
-        }
-    }
-
-    /// How long `read` waits for the first byte.
-    pub fn set_read_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
-        self.transport
-            .set_read_timeout(timeout)
-            .map_err(Error::Lost)
-    }
-
-    /// One read of the socket, as large as there is room. Take all frames first.
-    pub fn read(&mut self) -> Result<Read, Error> {
-        self.make_room();
-        match self.transport.read(&mut self.buffer[self.end..]) {
-            Ok(0) => Err(Error::Closed),
-            Ok(count) => {
-                self.end += count;
-                Ok(Read::Bytes(count))
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::TimedOut
-                | io::ErrorKind::Interrupted => Ok(Read::TimedOut),
-                _ => Err(Error::Lost(error)),
-            },
-        }
-    }
-
-    /// What is left of an unfinished frame goes to the front, and the buffer is fitted to it.
-    fn make_room(&mut self) {
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        // A frame's length is the server's word, so room is made as bytes come, not ahead.
-        if self.end == self.buffer.len() {
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        } else if self.buffer.len() > BUFFER_BYTES && self.end < BUFFER_BYTES {
-            self.buffer.truncate(BUFFER_BYTES);
-            self.buffer.shrink_to_fit();
-        }
-    }
-
-    /// The next whole frame that has been read. None: read again.
-    #[inline]
-    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, Error> {
-        let unread = &self.buffer[self.start..self.end];
-        let Some((&[tag, a, b, c, d], rest)) = unread.split_first_chunk() else {
-            return Ok(None);
+impl Session {
+    pub fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
+        let rows = self.simple_query("IDENTIFY_SYSTEM")?;
+        let row = rows.into_iter().next().map(<[Option<String>; 4]>::try_from);
+        let Some(Ok(
+            [
+                Some(system_identifier),
+                Some(timeline),
+                Some(lsn),
+                Some(database),
+            ],
+        )) = row
+        else {
+            return Err(unexpected("a row of IDENTIFY_SYSTEM with a database"));
         };
-        let len = u32::from_be_bytes([a, b, c, d]) as usize;
-        let Some(body_len) = len.checked_sub(4) else {
-            return Err(Error::Protocol(format!("a message of {len} bytes")));
+        let lsn = lsn.parse().ok();
+        let (Some(wal_lsn), Ok(timeline)) = (lsn, timeline.parse()) else {
+            return Err(unexpected("a timeline and an LSN"));
         };
-        if rest.len() < body_len {
-            return Ok(None);
-        }
-        let body_start = self.start + 5;
-        self.start = body_start + body_len;
-        if tag != b'd' {
-            return self.other(tag, body_start);
-        }
-        frame(&self.buffer[body_start..self.start]).map(Some)
+        Ok(SystemIdentity {
+            system_identifier,
+            timeline,
+            wal_lsn,
+            database,
+        })
     }
 
-    /// Everything but CopyData ends the session, notices excepted.
-    #[cold]
-    fn other(&mut self, tag: u8, body_start: usize) -> Result<Option<Frame<'_>>, Error> {
-        match tag {
-            b'N' | b'S' => self.next_frame(),
-            b'E' => {
-                let mut message = BytesMut::from(&self.buffer[body_start - 5..self.start]);
-                match backend::Message::parse(&mut message) {
-                    Ok(Some(backend::Message::ErrorResponse(body))) => Err(Error::of_server(
-                        ServerError::from_fields(body.fields()),
-                        Some(&self.slot),
-                    )),
-                    _ => Err(Error::Protocol("an unreadable ErrorResponse".to_owned())),
-                }
-            }
-            // CopyDone: the walsender stops, usually because the server does.
-            b'c' | b'C' | b'Z' => Err(Error::Closed),
-            _ => Err(Error::Protocol(format!(
-                "a message of type {:?}",
-                char::from(tag)
-            ))),
-        }
+    /// Creates a logical slot for pgoutput. Waits for transactions that are running now.
+    /// `failover` has standbys keep a copy; servers before PostgreSQL 17 refuse it.
+    pub fn create_slot(&mut self, slot: &str, failover: bool) -> Result<CreatedSlot, Error> {
+        // PostgreSQL: the options in parentheses came with 15; the keyword works everywhere.
+        let options = if failover {
+            "(SNAPSHOT 'nothing', FAILOVER true)"
+        } else {
+            "NOEXPORT_SNAPSHOT"
+        };
+        let slot = quote_ident(slot);
+        let sql = format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput {options}");
+        let rows = self.simple_query(&sql)?;
+        let consistent_point = rows
+            .first()
+            .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
+            .ok_or_else(|| unexpected("the consistent point of the new slot"))?;
+        Ok(CreatedSlot { consistent_point })
     }
 
-    /// StandbyStatusUpdate: everything before `flush` is safe with us and may be removed.
-    pub fn send_status(&mut self, write: Lsn, flush: Lsn, apply: Lsn) -> Result<(), Error> {
-        let mut frame = [0; 39];
-        frame[0] = b'd';
-        frame[1..5].copy_from_slice(&38_u32.to_be_bytes());
-        frame[5] = b'r';
-        frame[6..14].copy_from_slice(&write.0.to_be_bytes());
-        frame[14..22].copy_from_slice(&flush.0.to_be_bytes());
-        frame[22..30].copy_from_slice(&apply.0.to_be_bytes());
-        frame[30..38].copy_from_slice(&now_us().to_be_bytes());
-        // The last byte asks for no reply.
-        self.transport.write_all(&frame).map_err(Error::Lost)
+    /// Starts to stream from where the slot stands: always at 0/0, because any other LSN that is
+    /// ahead of the slot would skip what was written while nobody listened.
+    ///
+    /// `options` go to pgoutput as they are; see `START_OPTIONS`.
+    pub fn start_replication(
+        mut self,
+        slot: &str,
+        publications: &[String],
+        options: &[(&str, &str)],
+    ) -> Result<ReplicationStream, Error> {
+        self.send_query(&start_replication_command(slot, publications, options))?;
+        match self.receive()? {
+            // CopyBothResponse.
+            (b'W', _) => Ok(ReplicationStream::new(self.transport, self.input)),
+            (b'E', body) => Err(ServerError::parse(body).classify()),
+            _ => Err(unexpected("CopyBothResponse")),
+        }
     }
 }
 
-#[inline]
-fn frame(body: &[u8]) -> Result<Frame<'_>, Error> {
-    // XLogData: 'w', start, end, clock, payload. Keepalive: 'k', end, clock, reply requested.
-    match body.split_first() {
-        Some((b'w', fields)) => {
-            let header = fields.split_first_chunk::<24>();
-            header.map(|(header, payload)| Frame::XLogData {
-                wal_start: lsn(header),
-                payload,
-            })
-        }
-        Some((b'k', fields)) => {
-            let header = fields.split_first_chunk::<17>();
-            header.map(|(header, _)| Frame::PrimaryKeepalive {
-                wal_end: lsn(header),
-                reply_requested: header[16] == 1,
-            })
-        }
-        _ => None,
+fn start_replication_command(
+    slot: &str,
+    publications: &[String],
+    options: &[(&str, &str)],
+) -> String {
+    let names: Vec<_> = publications.iter().map(|name| quote_ident(name)).collect();
+    let names = names.join(",");
+    let all = [("proto_version", "1"), ("publication_names", &names)];
+    let all: Vec<_> = all
+        .iter()
+        .chain(options)
+        .map(|(name, value)| format!("{} {}", quote_ident(name), quote_literal(value)))
+        .collect();
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL 0/0 ({})",
+        quote_ident(slot),
+        all.join(", ")
+    )
+}
+
+/// As SQL's `quote_ident`, but always with quotes.
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string literal. PostgreSQL: the replication grammar has no backslash escapes, and neither
+/// has SQL under `standard_conforming_strings`.
+pub fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_quoting() {
+        let publications = ["plain".to_owned(), "it's \"odd\", really".to_owned()];
+
+        let command = start_replication_command("cdc_slot", &publications, &START_OPTIONS);
+
+        assert_eq!(
+            command,
+            "START_REPLICATION SLOT \"cdc_slot\" LOGICAL 0/0 (\"proto_version\" '1', \
+             \"publication_names\" '\"plain\",\"it''s \"\"odd\"\", really\"', \"messages\" 'true')"
+        );
     }
-    .ok_or_else(|| {
-        Error::Protocol("a replication message that is neither XLogData nor a keepalive".to_owned())
-    })
-}
-
-/// The first eight bytes.
-#[inline]
-fn lsn<const N: usize>(header: &[u8; N]) -> Lsn {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&header[..8]);
-    Lsn(u64::from_be_bytes(bytes))
-}
-
-/// Microseconds since 2000-01-01 UTC.
-fn now_us() -> i64 {
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    since_1970.as_micros() as i64 - 946_684_800_000_000
 }

@@ -1,8 +1,12 @@
 //! Reads where the stream ends: the place to go on from, after a start or any failure.
 //!
 //! In: a connection. Out: the stream's last sequence and the position of the last event in it.
-//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them.
+//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them; and
+//! the event is at or before that sequence, with none of ours between.
 
+use std::time::Duration;
+
+use async_nats::jetstream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -36,6 +40,8 @@ pub enum Error {
         subject: String,
         sequence: u64,
     },
+    #[error("stream {stream} grows while its tail is read: somebody else writes to it")]
+    Moving { stream: String },
 }
 
 /// The end of a stream.
@@ -47,6 +53,8 @@ pub struct Tail {
     pub position: Position,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
+    /// How long the stream keeps a message; None: as long as there is room.
+    pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
 }
@@ -66,6 +74,9 @@ struct InfoAnswer {
 struct Config {
     #[serde(default)]
     max_msg_size: i64,
+    /// In nanoseconds; 0 for no limit.
+    #[serde(default)]
+    max_age: u64,
 }
 
 #[derive(Deserialize)]
@@ -87,42 +98,68 @@ struct Stored {
     data: String,
 }
 
-/// Asks for both. `filter` is the wildcard of the bridge's own subjects.
+/// How often the tail may have moved between two answers before it is left to a later attempt.
+const MOVES_MAX: u32 = 16;
+
+/// Asks for both until they belong together. `filter` is the wildcard of the bridge's own subjects.
 pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
-    // The sequence first. A message of ours that is still in the server's queue and stored between
-    // the two answers is then in `position` but behind `last_sequence`: what is sent next is refused
-    // and the tail read again. The other way round it would be stored twice.
+    for _ in 0..MOVES_MAX {
+        let tail = info(connection, stream).await?;
+        let (sequence, position) = last_event(connection, stream, filter).await?;
+        // What a connection given up on still had in the server's queue is stored meanwhile. A
+        // position ahead of the sequence would be as bad as one behind it: of the chain that starts
+        // there the server refuses the first messages and takes one in the middle.
+        if sequence <= tail.last_sequence {
+            return Ok(Tail { position, ..tail });
+        }
+    }
+    Err(Error::Moving {
+        stream: stream.to_owned(),
+    })
+}
+
+/// The stream itself; its position is still to be found.
+async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> {
     let answer = connection
         .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
         .await?;
-    let info: InfoAnswer = parse(stream, &answer)?;
-    let (created, config, state) = match info {
+    match parse(stream, &answer)? {
         InfoAnswer {
             error: Some(error), ..
-        } => return Err(refused(stream, error)),
+        } => Err(refused(stream, error)),
         InfoAnswer {
             created: Some(created),
             config: Some(config),
             state: Some(state),
             ..
-        } => (created, config, state),
-        InfoAnswer { .. } => return Err(not_understood(stream, &answer)),
-    };
-    Ok(Tail {
-        last_sequence: state.last_seq,
-        position: position(connection, stream, filter).await?,
-        created,
-        max_msg_size: usize::try_from(config.max_msg_size)
-            .ok()
-            .filter(|&size| size > 0),
-    })
+        } => Ok(Tail {
+            last_sequence: state.last_seq,
+            position: Position::START,
+            created,
+            max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
+            max_msg_size: usize::try_from(config.max_msg_size)
+                .ok()
+                .filter(|&size| size > 0),
+        }),
+        InfoAnswer { .. } => Err(not_understood(stream, &answer)),
+    }
 }
 
-async fn position(
+/// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
+pub async fn created(context: &jetstream::Context, stream: &str) -> Option<String> {
+    let answer: serde_json::Value = context
+        .request(format!("STREAM.INFO.{stream}"), &())
+        .await
+        .ok()?;
+    Some(answer.get("created")?.as_str()?.to_owned())
+}
+
+/// Sequence and position of the last event; 0 and `START` when there is none.
+async fn last_event(
     connection: &mut Connection,
     stream: &str,
     filter: &str,
-) -> Result<Position, Error> {
+) -> Result<(u64, Position), Error> {
     let query = serde_json::json!({ "last_by_subj": filter }).to_string();
     let answer = connection
         .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
@@ -130,7 +167,7 @@ async fn position(
     let message = match parse(stream, &answer)? {
         GetAnswer {
             error: Some(error), ..
-        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(Position::START),
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok((0, Position::START)),
         GetAnswer {
             error: Some(error), ..
         } => return Err(refused(stream, error)),
@@ -146,8 +183,12 @@ async fn position(
         sequence: message.seq,
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
-    let tail = wire::event::Tail::decode(&payload).map_err(|_| foreign())?;
-    Ok(tail.position())
+    if let Ok(tail) = wire::event::Tail::decode(&payload) {
+        return Ok((message.seq, tail.position()));
+    }
+    // Behind a gap nothing was published yet.
+    let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
+    Ok((message.seq, Position::new(gap.to, 0)))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {

@@ -131,7 +131,11 @@ impl<'a> ColumnType<'a> {
         let as_text = |fits: bool| (is_text && fits).then(|| Value::String(text.to_owned()));
         match self {
             Self::Integer { min, max } => {
-                let number: i64 = text.parse().ok()?;
+                // JSON Schema: 7.0 is an integer too.
+                let whole = text
+                    .split_once('.')
+                    .filter(|(_, rest)| rest.bytes().all(|b| b == b'0'));
+                let number: i64 = whole.map_or(text, |(whole, _)| whole).parse().ok()?;
                 (*min <= number && number <= *max).then(|| number.into())
             }
             Self::Numeric => {
@@ -266,6 +270,7 @@ mod tests {
         for (data_type, sent, carried) in [
             ("smallint", "-32768", json!(-32768)),
             ("integer", "\"42\"", json!(42)),
+            ("integer", "-7.0", json!(-7)),
             ("bigint", "9223372036854775807", json!(i64::MAX)),
             ("numeric(10,2)", "19.90", json!("19.90")),
             (
@@ -306,7 +311,8 @@ mod tests {
     fn values_that_do_not_fit_are_refused() {
         for (data_type, sent) in [
             ("smallint", "32768"),
-            ("integer", "1.0"),
+            ("integer", "1.5"),
+            ("integer", "1e3"),
             ("integer", "true"),
             ("bigint", "9223372036854775808"),
             ("numeric", "\"1,5\""),

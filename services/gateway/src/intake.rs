@@ -7,6 +7,7 @@
 //! A crash between the two leaves a remembered key without a command; the client, never answered, repeats, and the repeat
 //! is queued. No reconnect and no retry here: the client has both, and the key makes them safe.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ pub struct Intake {
     in_flight_max: usize,
     breaker: Mutex<Breaker>,
     backlog: Mutex<Backlog>,
+    has_queue: AtomicBool,
 }
 
 /// The command is in the queue, now or since an earlier request.
@@ -123,6 +125,7 @@ impl Intake {
             in_flight_max,
             breaker: Mutex::default(),
             backlog: Mutex::default(),
+            has_queue: AtomicBool::new(false),
         }
     }
 
@@ -161,16 +164,17 @@ impl Intake {
         result
     }
 
-    /// Looks at the queue once, for the advice to clients.
-    pub async fn observe(&self) -> Result<(), async_nats::Error> {
-        let stream = self.context.get_stream_no_info(STREAM_WRITES).await?;
-        let state = stream.get_info().await?.state;
-        self.backlog().observe(Sample {
-            at: Instant::now(),
-            messages: state.messages,
-            last_sequence: state.last_sequence,
-        });
-        Ok(())
+    /// Takes a look at the queue into account: for the advice to clients, and to know whether the streams are there.
+    pub fn observed(&self, sample: Option<Sample>) {
+        self.has_queue.store(sample.is_some(), Ordering::Relaxed);
+        if let Some(sample) = sample {
+            self.backlog().observe(sample);
+        }
+    }
+
+    /// Whether the last look found the streams.
+    pub fn has_queue(&self) -> bool {
+        self.has_queue.load(Ordering::Relaxed)
     }
 
     /// Requests that wait for JetStream now.

@@ -4,43 +4,45 @@
 //! `writes.{table}.{operation_id}`. What must hold: an accepted write is in the queue, once, and was checked against the
 //! table's shape; PostgreSQL and the processor need not be there.
 
-// The road of one write, in order.
-pub mod routes;
-
+// In: who asks for what.
 pub mod access;
-pub mod rate_limit;
-
 pub mod idempotency;
 pub mod prefer;
+pub mod rate_limit;
+pub mod request;
+pub mod routes;
 pub mod trace;
 
-pub mod schemas;
-
-pub mod write;
-
+// Does it fit the table?
 pub mod column_type;
 pub mod date;
+pub mod schemas;
+pub mod sent;
+pub mod write;
 
-pub mod intake;
-
+// Into the queue.
 pub mod backlog;
 pub mod breaker;
+pub mod intake;
 pub mod streams;
 
+// Out: what became of it.
+pub mod answer;
 pub mod outcome;
 pub mod problem;
 
-// Beside it.
+// Beside the road.
 pub mod config;
 pub mod metrics;
 pub mod openapi;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
+use async_nats::jetstream::stream::State;
 use daemon::backoff::{self, Backoff};
 use daemon::http::{ListenError, listen, serve_connections};
 use daemon::nats::FirstConnect;
@@ -48,6 +50,7 @@ use daemon::shutdown::Shutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
+use crate::backlog::Sample;
 use crate::config::Config;
 use crate::intake::{ACK_TIMEOUT, Intake};
 use crate::metrics::Metrics;
@@ -145,20 +148,32 @@ impl Server {
     }
 }
 
-/// Makes the streams when they are missing and looks at the queue every second.
+/// Looks at the streams every second and makes the missing ones.
 async fn keep_streams(context: &Context, limits: Limits, intake: &Intake) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        match streams::ensure(context, limits).await {
-            Ok(()) => {
+        let pause = match streams::ensure(context, limits).await {
+            Ok(State {
+                messages,
+                last_sequence,
+                ..
+            }) => {
+                let at = Instant::now();
+                intake.observed(Some(Sample {
+                    at,
+                    messages,
+                    last_sequence,
+                }));
                 backoff.reset();
-                while intake.observe().await.is_ok() {
-                    tokio::time::sleep(OBSERVE_EVERY).await;
-                }
+                OBSERVE_EVERY
             }
-            Err(error) => tracing::warn!(%error, "cannot make the streams of the gateway"),
-        }
-        tokio::time::sleep(backoff.next(backoff::random())).await;
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at the streams of the gateway");
+                intake.observed(None);
+                backoff.next(backoff::random())
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

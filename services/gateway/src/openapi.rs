@@ -28,7 +28,7 @@ pub fn document(tables: &Tables, needs_token: bool) -> Value {
             "operationId": "health",
             "responses": {
                 "200": {"description": "Ready"},
-                "503": {"description": "Not connected, breaker open, or tables not known yet"},
+                "503": {"description": "Not connected, no queue, breaker open, or tables not known yet"},
             },
         }}),
     );
@@ -58,28 +58,34 @@ fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<S
     let path = names::table_path(namespace.unwrap_or(PUBLIC), &schema.table);
     let name = component_name(&schema.schema);
     if is_granted(schema, Privilege::Insert) {
-        schemas.insert(format!("{name}.new"), body(schema, Privilege::Insert));
-        let operation = operation(&path, "create", Some(&format!("{name}.new")), false);
+        let component = Offer::New.component(&name);
+        schemas.insert(component.clone(), body(schema, Offer::New));
+        let operation = operation(&path, "create", Some(&component), None);
         paths.insert(format!("/{path}"), json!({"post": operation}));
     }
     if schema.primary_key.is_empty() {
         return;
     }
+    let id = id(schema);
     let mut methods = Map::new();
     if is_granted(schema, Privilege::Update) {
-        let changes = format!("{name}.changes");
-        schemas.insert(changes.clone(), body(schema, Privilege::Update));
-        methods.insert(
-            "patch".to_owned(),
-            operation(&path, "change", Some(&changes), true),
-        );
-        methods.insert(
-            "put".to_owned(),
-            operation(&path, "replace", Some(&changes), true),
-        );
+        for (method, verb, offer) in [
+            ("patch", "change", Offer::Changes),
+            ("put", "replace", Offer::Whole),
+        ] {
+            let component = offer.component(&name);
+            schemas.insert(component.clone(), body(schema, offer));
+            methods.insert(
+                method.to_owned(),
+                operation(&path, verb, Some(&component), Some(&id)),
+            );
+        }
     }
     if is_granted(schema, Privilege::Delete) {
-        methods.insert("delete".to_owned(), operation(&path, "delete", None, true));
+        methods.insert(
+            "delete".to_owned(),
+            operation(&path, "delete", None, Some(&id)),
+        );
     }
     if !methods.is_empty() {
         paths.insert(format!("/{path}/{{id}}"), Value::Object(methods));
@@ -98,7 +104,7 @@ fn component_name(qualified: &str) -> String {
     qualified.chars().map(escape).collect()
 }
 
-fn operation(path: &str, verb: &str, body: Option<&str>, has_id: bool) -> Value {
+fn operation(path: &str, verb: &str, body: Option<&str>, id: Option<&Value>) -> Value {
     let parameter = |name: &str| json!({"$ref": format!("#/components/parameters/{name}")});
     let response = |description: &str, schema: &str, media_type: &str| {
         let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
@@ -106,9 +112,7 @@ fn operation(path: &str, verb: &str, body: Option<&str>, has_id: bool) -> Value 
     };
     let problem = |description: &str| response(description, "problem", "application/problem+json");
     let mut parameters = vec![parameter("key"), parameter("prefer")];
-    if has_id {
-        parameters.push(parameter("id"));
-    }
+    parameters.extend(id.cloned());
     let mut operation = json!({
         "operationId": format!("{verb} {path}"),
         "tags": [path],
@@ -136,24 +140,75 @@ fn operation(path: &str, verb: &str, body: Option<&str>, has_id: bool) -> Value 
     operation
 }
 
-fn body(schema: &Schema, privilege: Privilege) -> Value {
+/// The path parameter that names a row.
+fn id(schema: &Schema) -> Value {
+    let column = |name: &String| schema.columns.iter().find(|column| column.name == *name);
+    let (description, id) = match schema.primary_key.as_slice() {
+        [name] => (
+            "The primary key",
+            column(name).map(property).unwrap_or_default(),
+        ),
+        _ => (
+            "The parts of the primary key in key order, separated by commas",
+            json!({"type": "string", "minLength": 1}),
+        ),
+    };
+    json!({"name": "id", "in": "path", "required": true, "description": description, "schema": id})
+}
+
+/// What a body may hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offer {
+    New,
+    Changes,
+    Whole,
+}
+
+impl Offer {
+    fn component(self, table: &str) -> String {
+        let kind = match self {
+            Self::New => "new",
+            Self::Changes => "changes",
+            Self::Whole => "whole",
+        };
+        format!("{table}.{kind}")
+    }
+
+    fn privilege(self) -> Privilege {
+        match self {
+            Self::New => Privilege::Insert,
+            Self::Changes | Self::Whole => Privilege::Update,
+        }
+    }
+
+    /// A change may repeat the key, but there is no reason to.
+    fn holds(self, schema: &Schema, column: &Column) -> bool {
+        let is_key = schema.primary_key.contains(&column.name);
+        is_writable(schema, column, self.privilege()) && (self == Self::New || !is_key)
+    }
+
+    fn requires(self, schema: &Schema, column: &Column) -> bool {
+        let is_filled = column.is_nullable || column.has_default;
+        match self {
+            Self::New => !is_filled && !is_derived_key(schema, column),
+            Self::Changes => false,
+            Self::Whole => !is_filled,
+        }
+    }
+}
+
+fn body(schema: &Schema, offer: Offer) -> Value {
     let columns = || {
         schema
             .columns
             .iter()
-            .filter(move |column| is_writable(schema, column, privilege))
+            .filter(|column| offer.holds(schema, column))
     };
     let properties: Map<String, Value> = columns()
         .map(|column| (column.name.clone(), property(column)))
         .collect();
-    let is_required = |column: &&Column| {
-        privilege == Privilege::Insert
-            && !column.is_nullable
-            && !column.has_default
-            && !is_derived_key(schema, column)
-    };
     let required: Vec<&str> = columns()
-        .filter(is_required)
+        .filter(|column| offer.requires(schema, column))
         .map(|column| column.name.as_str())
         .collect();
     let mut body = json!({
@@ -164,7 +219,7 @@ fn body(schema: &Schema, privilege: Privilege) -> Value {
     if !required.is_empty() {
         body["required"] = json!(required);
     }
-    if privilege == Privilege::Update {
+    if offer == Offer::Changes {
         body["minProperties"] = json!(1);
     }
     body
@@ -179,6 +234,9 @@ fn property(column: &Column) -> Value {
     property
 }
 
+/// PostgreSQL's text cannot hold U+0000.
+const NO_NUL: &str = r"^[^\u0000]*$";
+
 fn type_schema(column_type: &ColumnType<'_>) -> Value {
     match column_type {
         ColumnType::Integer { min, max } => {
@@ -189,10 +247,14 @@ fn type_schema(column_type: &ColumnType<'_>) -> Value {
         }
         ColumnType::Float => json!({"type": "number"}),
         ColumnType::Boolean => json!({"type": "boolean"}),
-        ColumnType::Text { chars_max: None } | ColumnType::Other => json!({"type": "string"}),
+        ColumnType::Text { chars_max: None } | ColumnType::Other => {
+            json!({"type": "string", "pattern": NO_NUL})
+        }
         ColumnType::Text {
             chars_max: Some(max),
-        } => json!({"type": "string", "maxLength": max}),
+        } => {
+            json!({"type": "string", "pattern": NO_NUL, "maxLength": max})
+        }
         ColumnType::Uuid => json!({"type": "string", "format": "uuid"}),
         ColumnType::Date => json!({"type": "string", "format": "date"}),
         ColumnType::Timestamp => json!({"type": "string", "format": "date-time"}),
@@ -202,7 +264,10 @@ fn type_schema(column_type: &ColumnType<'_>) -> Value {
             json!({"type": "string", "pattern": r"^\\x([0-9a-fA-F][0-9a-fA-F])*$"})
         }
         ColumnType::Enum(labels) => json!({"type": "string", "enum": labels}),
-        ColumnType::Array(_) => json!({"type": "array"}),
+        ColumnType::Array(element) => {
+            let element = type_schema(element);
+            json!({"type": "array", "items": {"anyOf": [element, {"type": "null"}]}})
+        }
     }
 }
 
@@ -253,11 +318,6 @@ fn parameters() -> Value {
             "name": "Prefer", "in": "header", "required": false,
             "description": format!("wait=N: answer with the outcome if it is known within N seconds (at most {})", WAIT_MAX.as_secs()),
             "schema": {"type": "string"},
-        },
-        "id": {
-            "name": "id", "in": "path", "required": true,
-            "description": "The primary key; the parts of a composite key in key order, separated by commas",
-            "schema": {"type": "string", "minLength": 1},
         },
     })
 }

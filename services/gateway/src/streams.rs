@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, State, StorageType};
 use daemon::nats;
 use wire::names::{STREAM_WRITES, WRITE_SUBJECTS};
 
@@ -38,11 +38,11 @@ pub fn operation_subject(operation_id: &str) -> String {
     format!("$KV.{BUCKET_OPERATIONS}.{operation_id}")
 }
 
-/// Makes the streams that are missing; existing ones keep their limits.
-pub async fn ensure(context: &Context, limits: Limits) -> Result<(), CreateStreamError> {
-    context.get_or_create_stream(writes(limits)).await?;
+/// Makes the streams that are missing; existing ones keep their limits. The state of the queue.
+pub async fn ensure(context: &Context, limits: Limits) -> Result<State, CreateStreamError> {
     context.get_or_create_stream(operations(limits)).await?;
-    Ok(())
+    let queue = context.get_or_create_stream(writes(limits)).await?;
+    Ok(queue.cached_info().state.clone())
 }
 
 fn writes(limits: Limits) -> Config {

@@ -4,15 +4,12 @@
 //! every reason against it. What must hold: what is let through names only columns that exist and may be written, with
 //! values of their types, so that an accepted write fails in PostgreSQL for reasons of data only.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use wire::command::WriteOp;
 use wire::schema::{Column, Generated, Privilege, Schema};
 
 use crate::column_type::ColumnType;
+use crate::sent::Sent;
 
 /// What is written where.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,7 +73,7 @@ pub struct Fault {
 /// A new row.
 pub fn create(schema: &Schema, body: &[u8]) -> Result<Write, Refusal> {
     grant(schema, Privilege::Insert)?;
-    let sent = Sent::parse(body)?;
+    let sent = parse(body)?;
     let mut faults = Vec::new();
     let data = values(schema, &sent, Privilege::Insert, &mut faults);
 
@@ -109,7 +106,7 @@ pub fn create(schema: &Schema, body: &[u8]) -> Result<Write, Refusal> {
 pub fn update(schema: &Schema, id: &str, body: &[u8], extent: Extent) -> Result<Write, Refusal> {
     grant(schema, Privilege::Update)?;
     let key = key(schema, id)?;
-    let sent = Sent::parse(body)?;
+    let sent = parse(body)?;
     let mut faults = Vec::new();
     let mut data = values(schema, &sent, Privilege::Update, &mut faults);
 
@@ -161,6 +158,10 @@ pub fn delete(schema: &Schema, id: &str) -> Result<Write, Refusal> {
         entity_id: Some(joined_key(&key)),
         data: Map::new(),
     })
+}
+
+fn parse(body: &[u8]) -> Result<Sent<'_>, Refusal> {
+    Sent::parse(body).map_err(|error| Refusal::NotAnObject(error.to_string()))
 }
 
 /// Whether the services' role may do this to the table, or INSERT and UPDATE at least some of its columns.
@@ -225,7 +226,7 @@ fn values(
     faults: &mut Vec<Fault>,
 ) -> Map<String, Value> {
     let mut data = Map::new();
-    for (name, raw) in &sent.0 {
+    for (name, raw) in sent.members() {
         let Some(column) = schema.columns.iter().find(|column| column.name == *name) else {
             faults.push(Fault::new(name, "is no column of the table"));
             continue;
@@ -328,53 +329,6 @@ impl Fault {
         }
     }
 }
-
-/// A JSON object's members as they were sent, none of them twice.
-struct Sent<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'a> Sent<'a> {
-    fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
-        serde_json::from_slice(body).map_err(|error| Refusal::NotAnObject(error.to_string()))
-    }
-
-    fn value(&self, name: &str) -> Option<&'a RawValue> {
-        self.0
-            .iter()
-            .find(|(sent, _)| sent == name)
-            .map(|(_, raw)| *raw)
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Sent<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(SentVisitor).map(Self)
-    }
-}
-
-struct SentVisitor;
-
-impl<'de> Visitor<'de> for SentVisitor {
-    type Value = Vec<(String, &'de RawValue)>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object from column to value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members: Self::Value = Vec::new();
-        while let Some((name, raw)) = map.next_entry::<String, &RawValue>()? {
-            // PostgreSQL: a table has at most 1600 columns, so this stays short.
-            if members.len() == COLUMNS_MAX || members.iter().any(|(seen, _)| *seen == name) {
-                let problem = format!("{name:?} is there twice, or there are too many members");
-                return Err(serde::de::Error::custom(problem));
-            }
-            members.push((name, raw));
-        }
-        Ok(members)
-    }
-}
-
-const COLUMNS_MAX: usize = 1600;
 
 #[cfg(test)]
 mod tests {

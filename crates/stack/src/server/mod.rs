@@ -70,6 +70,14 @@ impl Server {
         }
     }
 
+    /// Starts it and returns at once: for a cluster node, which is ready only among a majority.
+    #[track_caller]
+    pub fn start_unready(&self) {
+        if let Err(error) = self.launch() {
+            panic!("{error}");
+        }
+    }
+
     pub(crate) fn try_start(&self) -> Result<(), StartError> {
         self.launch()?;
         self.wait_ready()

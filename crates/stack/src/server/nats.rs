@@ -130,6 +130,11 @@ impl Nats {
         format!("nats://{user}:{password}@{}", self.addr())
     }
 
+    /// [`url`](Self::url) with another address, such as that of a [`Relay`](crate::Relay).
+    pub fn url_via(&self, addr: SocketAddr) -> String {
+        format!("nats://admin:admin@{addr}")
+    }
+
     pub fn addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.client.number()))
     }

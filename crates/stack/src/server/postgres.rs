@@ -112,6 +112,11 @@ impl Postgres {
         format!("postgresql://{user}:{password}@{}/{database}", self.addr())
     }
 
+    /// [`url`](Self::url) with another address, such as that of a [`Relay`](crate::Relay).
+    pub fn url_via(&self, addr: SocketAddr) -> String {
+        format!("postgresql://postgres:postgres@{addr}/postgres")
+    }
+
     pub fn addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.access.port))
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use async_nats::jetstream;
 use futures_util::StreamExt;
 use stack::{Options, Stack, eventually_async, http_get};
@@ -53,7 +55,9 @@ async fn three_nodes_form_a_cluster_that_keeps_an_r3_stream_while_one_is_dead() 
         .map(|node| node.url().parse().unwrap())
         .collect();
     let client = async_nats::connect(nodes).await.unwrap();
-    let context = jetstream::new(client);
+    let mut context = jetstream::new(client);
+    // Short: what is sent while a leader is elected gets no answer at all.
+    context.set_timeout(Duration::from_millis(500));
     eventually_async(DEADLINE, "an R3 stream", async || {
         context
             .create_stream(stream(3))

@@ -1,4 +1,4 @@
-use stack::{Program, Signal};
+use stack::{Options, Program, Signal, Stack};
 
 use crate::DEADLINE;
 
@@ -74,32 +74,44 @@ fn waiting_for_a_line_ends_when_the_program_does() {
 
 /// The process under test is a test process of its own: this binary, asked for one test.
 #[test]
-fn children_die_with_a_process_that_is_killed() {
+fn servers_die_with_a_process_that_is_killed_and_the_next_one_removes_its_directory() {
     const ROLE: &str = "STACK_TEST_PARENT";
-    let directory = tempfile::tempdir().unwrap();
+    const TEST: &str =
+        "program::servers_die_with_a_process_that_is_killed_and_the_next_one_removes_its_directory";
     if std::env::var_os(ROLE).is_some() {
-        let child = shell(&directory, "echo ready; sleep 1000").start();
-        child.wait_for_line("ready", DEADLINE);
-        println!("\nchild {} of a parent to be killed", child.pid());
-        child.wait(DEADLINE * 2);
+        let stack = Stack::up(Options::default()).unwrap();
+        let pids = [stack.postgres().pid(), stack.nats().pid()].map(Option::unwrap);
+        println!(
+            "\nservers {} {} {}",
+            pids[0],
+            pids[1],
+            stack.dir().display()
+        );
+        // Until it is killed.
+        stack
+            .program("/bin/sleep")
+            .arg("1000")
+            .start()
+            .wait(DEADLINE * 2);
     }
+    let logs = tempfile::tempdir().unwrap();
 
-    let parent = Program::new(std::env::current_exe().unwrap(), directory.path())
-        .args([
-            "--exact",
-            "--nocapture",
-            "program::children_die_with_a_process_that_is_killed",
-        ])
+    let parent = Program::new(std::env::current_exe().unwrap(), logs.path())
+        .args(["--exact", "--nocapture", TEST])
         .env(ROLE, "1")
         .start();
-    let line = parent.wait_for_line("of a parent to be killed", DEADLINE);
-    let child = line.split(' ').nth(1).unwrap().to_owned();
-    // SIGKILL to the parent alone: the child must hear of it from the kernel.
+    let line = parent.wait_for_line("servers ", DEADLINE);
+    let words: Vec<&str> = line.split(' ').collect();
+    // SIGKILL to the parent alone: its children must hear of it from the kernel.
     parent.signal(Signal::KILL);
     parent.wait(DEADLINE);
 
-    stack::eventually(DEADLINE, "the end of the child", || {
-        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ")
-    });
+    for pid in &words[1..3] {
+        stack::eventually(DEADLINE, "the end of a server", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        });
+    }
+    let _next = Stack::up(Options::default().without_postgres()).unwrap();
+    assert!(!std::path::Path::new(words[3]).exists());
 }

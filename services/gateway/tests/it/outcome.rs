@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use serde_json::json;
 use stack::eventually_async;
-use wire::command::{OperationStatus, Status};
 use wire::{Column, Event, Message, Value};
 
 use crate::harness::{Answer, DEADLINE, Gateway, World, new_id};
@@ -117,37 +116,26 @@ async fn an_outcome_from_before_the_request_is_asked_for() {
     let gateway = world.gateway(&[]).await;
     let key = new_id();
     assert_eq!(post_and_wait(&gateway, &key, 1).await.status, 202);
+
     let client = world.context.client();
     let mut questions = client.subscribe("operations.status.*").await.unwrap();
-
-    let answers = async {
-        let question = questions.next().await.unwrap();
-        let id = question
-            .subject
-            .strip_prefix("operations.status.")
-            .unwrap()
-            .to_owned();
-        let status = OperationStatus {
-            operation_id: id,
-            status: Status::Completed,
-            error: None,
-            table: None,
-            entity_id: None,
-            lsn: None,
-            accepted_at: None,
-            completed_at: None,
-        };
-        client
-            .publish(question.reply.unwrap(), status.to_msgpack().into())
-            .await
-            .unwrap();
-    };
-    let (answer, ()) = tokio::join!(post_and_wait(&gateway, &key, 20), answers);
+    let answering = tokio::spawn(async move {
+        while let Some(question) = questions.next().await {
+            let id = question.subject.strip_prefix("operations.status.");
+            let status = json!({"operationId": id, "status": "completed"}).to_string();
+            client
+                .publish(question.reply.unwrap(), status.into())
+                .await
+                .unwrap();
+        }
+    });
+    let answer = post_and_wait(&gateway, &key, 20).await;
 
     assert_eq!(
         (answer.status, &answer.body["status"]),
         (200, &json!("completed"))
     );
+    answering.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,8 @@ async fn a_new_table_is_writable_and_documented_without_a_restart() {
     let new = &document["components"]["schemas"]["public.notes.new"];
     assert_eq!(new["required"], json!(["id"]));
     assert_eq!(new["properties"]["id"]["type"], "integer");
+    let changes = &document["components"]["schemas"]["public.notes.changes"];
+    assert!(changes["properties"]["tags"].is_object() && changes["properties"]["id"].is_null());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,11 @@ Starts PostgreSQL, nats-server and the bridge, writes rows, and shows each event
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // The alias ends in `--` so that `cargo demo --once` works too.
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--")
+        .collect();
     let stays_up = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => true,
         ["--once"] => false,

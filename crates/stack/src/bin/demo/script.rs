@@ -91,16 +91,17 @@ pub async fn play(client: &Client, feed: &mut Feed, summary: &mut Summary) -> an
         show(step.subjects, feed, summary, step.unchanged).await?;
     }
 
-    let sql = format!("COPY users (name, email) FROM STDIN   -- {COPIED_ROWS} rows");
-    announce("A COPY: thousands of rows, one transaction", &sql);
+    announce(
+        &format!("A COPY of {COPIED_ROWS} rows, one transaction"),
+        "COPY users (name, email) FROM STDIN",
+    );
     copy(client).await?;
     show(&vec!["cdc.users.insert"; COPIED_ROWS], feed, summary, &[]).await?;
 
-    let sql = format!(
-        "INSERT INTO users (name, email) VALUES ('Single-n', 'single-n@example.com')   \
-         -- {SINGLE_ROWS} times"
+    announce(
+        &format!("{SINGLE_ROWS} small transactions, each awaited before the next: latency"),
+        "INSERT INTO users (name, email) VALUES ('Single-n', 'single-n@example.com')",
     );
-    announce("Many small transactions, each waited for: latency", &sql);
     single_rows(client, feed, summary).await?;
 
     let sql = "TRUNCATE orders";

@@ -31,7 +31,13 @@ impl World {
             2,
             "starting PostgreSQL and nats-server in a temporary directory",
         );
-        let stack = Stack::up(Options::default().schema(true).nats_login_required(true))?;
+        // As in production: commits wait for the disk, clients need a login.
+        let stack = Stack::up(
+            Options::default()
+                .schema(true)
+                .fsync(true)
+                .nats_login_required(true),
+        )?;
         let (postgres, nats) = (stack.postgres(), stack.nats());
         println!(
             "      PostgreSQL {}, nats-server {}",
