@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
@@ -320,6 +320,39 @@ impl TableFilter {
     pub fn names(&self) -> &[String] {
         &self.names
     }
+}
+
+/// One flag, for the table in the README.
+pub struct Flag {
+    /// `--slot <SLOT>`.
+    pub usage: String,
+    pub default: String,
+    pub help: String,
+}
+
+/// Every flag in the order of `--help`.
+pub fn flags() -> Vec<Flag> {
+    let command = Arguments::command();
+    let flag = |argument: &clap::Arg| {
+        let long = argument.get_long()?;
+        let takes_value = argument.get_action().takes_values();
+        let value = argument.get_value_names().filter(|_| takes_value);
+        Some(Flag {
+            usage: value.map_or(format!("--{long}"), |names| {
+                format!("--{long} <{}>", names[0])
+            }),
+            default: match argument.get_default_values() {
+                [value] if takes_value => format!("`{}`", value.to_string_lossy()),
+                _ => String::new(),
+            },
+            help: argument
+                .get_help()?
+                .to_string()
+                .replace('\n', " ")
+                .replace('|', "\\|"),
+        })
+    };
+    command.get_arguments().filter_map(flag).collect()
 }
 
 /// Whether `name` from the command line means this table.

@@ -124,6 +124,8 @@ pub struct Chain {
     in_flight_events: usize,
     in_flight_bytes: usize,
     tokens: u64,
+    /// No group is opened any more.
+    is_pausing: bool,
 }
 
 impl Chain {
@@ -140,6 +142,7 @@ impl Chain {
             in_flight_events: 0,
             in_flight_bytes: 0,
             tokens: 0,
+            is_pausing: false,
         }
     }
 
@@ -153,10 +156,16 @@ impl Chain {
         self.last_sequence = last_sequence;
         self.acked_sequence = last_sequence;
         self.stored_sequence = last_sequence;
+        self.is_pausing = false;
         self.open = None;
         self.in_flight.clear();
         self.in_flight_events = 0;
         self.in_flight_bytes = 0;
+    }
+
+    /// Ends the open group as usual and opens no other until the next `restart`.
+    pub fn pause(&mut self) {
+        self.is_pausing = true;
     }
 
     /// The sequence the next message must follow.
@@ -183,7 +192,8 @@ impl Chain {
     /// No further message until acks have come in.
     #[inline]
     pub fn is_full(&self) -> bool {
-        if self.order == Order::Group && !self.in_flight.is_empty() {
+        let waits_for_ack = self.order == Order::Group && !self.in_flight.is_empty();
+        if waits_for_ack || (self.is_pausing && self.open.is_none()) {
             return true;
         }
         let open = self

@@ -277,7 +277,8 @@ impl Publisher {
 
     /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
     fn choose_mode(&mut self, connection: &Connection, tail: &Tail) -> Mode {
-        self.target.is_shared |= self.target.has_own_tables() && tail.ends_with_foreign();
+        self.target.is_shared |= self.shared.is_stream_shared()
+            || (self.target.has_own_tables() && tail.ends_with_foreign());
         let choice = mode::choose(
             self.target.publish_mode,
             &Facts {
@@ -295,7 +296,22 @@ impl Publisher {
             );
             self.shared.set_publish_mode(choice);
         }
+        if self.target.is_shared {
+            self.shared.knows_sharing();
+        }
         mode
+    }
+
+    /// Another bridge waits for this one to leave a mode that needs the stream alone.
+    async fn notice_sharing(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        if self.target.is_shared || !self.shared.is_stream_shared() {
+            return Ok(());
+        }
+        self.chain.pause();
+        if self.chain.is_idle() {
+            self.resume(connection).await?;
+        }
+        Ok(())
     }
 
     /// The last event that is known to be stored with all before it, not from the tail alone; and when
@@ -476,6 +492,7 @@ impl Publisher {
             if let Some(what) = self.shared.reset() {
                 return Err(self.reset(what));
             }
+            self.notice_sharing(connection).await?;
             self.notice_new_slot();
             self.send_gap(connection);
             self.fill(connection).await?;
@@ -495,6 +512,7 @@ impl Publisher {
                     self.resume(connection).await?;
                 }
                 () = until(self.hold.due()) => {}
+                () = self.shared.company_came() => {}
                 () = until(self.chain.ack_deadline()) => return Err(Error::AckTimeout(Limits::default().ack_timeout)),
             }
             while let Some(incoming) = connection.next_message()? {
@@ -638,7 +656,9 @@ impl Publisher {
         while connection.unsent() > 0 {
             connection.progress().await?;
         }
-        self.oversize.park(position, body).await?;
+        self.oversize
+            .park(position, body, self.message_bytes_max)
+            .await?;
         self.metrics.oversize_events.inc();
         Ok(())
     }

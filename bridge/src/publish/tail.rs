@@ -1,7 +1,8 @@
 //! Reads where the stream ends: the place to go on from, after a start or any failure.
 //!
 //! In: a connection. Out: the stream's last sequence and the position of the last event in it.
-//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them.
+//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them; and
+//! the event is at or before that sequence, with none of ours between.
 
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub enum Error {
         subject: String,
         sequence: u64,
     },
+    #[error("stream {stream} grows while its tail is read: somebody else writes to it")]
+    Moving { stream: String },
 }
 
 /// The end of a stream.
@@ -115,53 +118,74 @@ struct Stored {
     data: String,
 }
 
-/// Asks for both. `filters` take in the bridge's own subjects.
+/// How often the tail may have moved between two answers before it is left to a later attempt.
+const MOVES_MAX: u32 = 16;
+
+/// Asks for both until they belong together. `filters` take in the bridge's own subjects.
 pub async fn read(
     connection: &mut Connection,
     stream: &str,
     filters: &[String],
 ) -> Result<Tail, Error> {
-    // The sequence first. A message of ours that is still in the server's queue and stored between
-    // the two answers is then in `position` but behind `last_sequence`: what is sent next is refused
-    // and the tail read again. The other way round it would be stored twice.
+    for _ in 0..MOVES_MAX {
+        let mut tail = info(connection, stream).await?;
+        for filter in filters {
+            if let Some((sequence, position)) = last_event(connection, stream, filter).await? {
+                tail.position = tail.position.max(position);
+                tail.own.push((filter.clone(), sequence));
+            }
+        }
+        // What a connection given up on still had in the server's queue is stored meanwhile. A
+        // position ahead of the sequence would be as bad as one behind it: of the chain that starts
+        // there the server refuses the first messages and takes one in the middle.
+        let has_moved = match filters {
+            [_] => tail
+                .own
+                .iter()
+                .any(|(_, sequence)| *sequence > tail.last_sequence),
+            // A message may have come under a filter that was asked before.
+            _ => info(connection, stream).await?.last_sequence != tail.last_sequence,
+        };
+        if !has_moved || tail.ends_with_foreign() {
+            return Ok(tail);
+        }
+    }
+    Err(Error::Moving {
+        stream: stream.to_owned(),
+    })
+}
+
+/// The stream itself; its position is still to be found.
+async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> {
     let answer = connection
         .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
         .await?;
-    let info: InfoAnswer = parse(stream, &answer)?;
-    let (created, config, state) = match info {
+    match parse(stream, &answer)? {
         InfoAnswer {
             error: Some(error), ..
-        } => return Err(refused(stream, error)),
+        } => Err(refused(stream, error)),
         InfoAnswer {
             created: Some(created),
             config: Some(config),
             state: Some(state),
             ..
-        } => (created, config, state),
-        InfoAnswer { .. } => return Err(not_understood(stream, &answer)),
-    };
-    let (mut last, mut own) = (Position::START, Vec::new());
-    for filter in filters {
-        if let Some((sequence, position)) = last_under(connection, stream, filter).await? {
-            last = last.max(position);
-            own.push((filter.clone(), sequence));
-        }
+        } => Ok(Tail {
+            last_sequence: state.last_seq,
+            position: Position::START,
+            own: Vec::new(),
+            created,
+            max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
+            max_msg_size: usize::try_from(config.max_msg_size)
+                .ok()
+                .filter(|&size| size > 0),
+            settings: Settings {
+                allows_atomic: config.allow_atomic,
+                allows_fast: config.allow_batched,
+                duplicate_window: Duration::from_nanos(config.duplicate_window),
+            },
+        }),
+        InfoAnswer { .. } => Err(not_understood(stream, &answer)),
     }
-    Ok(Tail {
-        last_sequence: state.last_seq,
-        position: last,
-        own,
-        created,
-        max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
-        max_msg_size: usize::try_from(config.max_msg_size)
-            .ok()
-            .filter(|&size| size > 0),
-        settings: Settings {
-            allows_atomic: config.allow_atomic,
-            allows_fast: config.allow_batched,
-            duplicate_window: Duration::from_nanos(config.duplicate_window),
-        },
-    })
 }
 
 /// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
@@ -173,7 +197,8 @@ pub async fn created(context: &jetstream::Context, stream: &str) -> Option<Strin
     Some(answer.get("created")?.as_str()?.to_owned())
 }
 
-async fn last_under(
+/// Sequence and position of the last event under the filter.
+async fn last_event(
     connection: &mut Connection,
     stream: &str,
     filter: &str,

@@ -36,7 +36,6 @@ pub struct Postgres {
     server: Server,
     access: Access,
     data: PathBuf,
-    bin_dir: PathBuf,
     version: String,
     // Given up last: the port is ours until the server is gone.
     _port: Port,
@@ -95,7 +94,6 @@ impl Postgres {
             server,
             access,
             data,
-            bin_dir: installation.bin,
             version: installation.version,
             _port: port,
         };
@@ -146,11 +144,6 @@ impl Postgres {
 
     pub fn data_dir(&self) -> &Path {
         &self.data
-    }
-
-    /// Directory of the server's programs; `psql` is there too where its package has it.
-    pub fn bin_dir(&self) -> &Path {
-        &self.bin_dir
     }
 
     /// Such as `15.13`.
@@ -222,8 +215,6 @@ impl Postgres {
             self.try_sql_in("postgres", &text)
                 .map_err(|message| Error::Schema { path, message })?;
         }
-        // The migrations give it none.
-        self.sql("ALTER ROLE bridge_reader PASSWORD 'bridge_reader'");
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ mod postgres;
 mod program;
 mod redis;
 mod relay;
-mod setup;
 
 use std::time::Duration;
 
