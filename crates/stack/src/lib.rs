@@ -45,8 +45,10 @@ pub use server::{Server, StartError};
 pub use workspace::{bridge_binary, build_binary};
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use home::Home;
+use port::Port;
 
 /// Running servers. Dropping it stops them and removes their directory; when the dropping thread
 /// panics, the directory stays and its path and the logs' tails are printed.
@@ -56,6 +58,7 @@ pub struct Stack {
     postgres: Option<Postgres>,
     nats: Vec<Nats>,
     redis: Option<Redis>,
+    ports: Mutex<Vec<Port>>,
     home: Home,
 }
 
@@ -113,6 +116,7 @@ impl Stack {
             postgres: postgres?,
             nats: nats?,
             redis: redis?,
+            ports: Mutex::default(),
             home,
         })
     }
@@ -146,6 +150,18 @@ impl Stack {
     /// Where servers and programs keep data and logs.
     pub fn dir(&self) -> &Path {
         self.home.path()
+    }
+
+    /// A TCP port on 127.0.0.1 that stays free for the program it is given to, restarts included,
+    /// for as long as the stack lives.
+    pub fn claim_port(&self) -> u16 {
+        let port = Port::claim().expect("there is a free TCP port");
+        let number = port.number();
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(port);
+        number
     }
 
     /// A program to run beside the servers, its output captured in this stack's directory.

@@ -99,7 +99,8 @@ impl Options {
         self
     }
 
-    /// Applies `schema/*.sql` in the order of their names to database `postgres`.
+    /// Applies `schema/*.sql` in the order of their names to database `postgres`; role
+    /// `bridge_reader` then has password `bridge_reader`.
     #[must_use]
     pub fn schema(mut self, apply: bool) -> Self {
         self.schema = apply;

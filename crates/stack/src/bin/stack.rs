@@ -7,7 +7,7 @@ use stack::{Options, Stack};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let stack = Stack::up(Options::default().redis(true))?;
+    let stack = Stack::up(Options::default().schema(true).redis(true))?;
     let (postgres, nats) = (stack.postgres(), stack.nats());
     println!("PostgreSQL {:10} {}", postgres.version(), postgres.url());
     println!("nats-server {:9} {}", nats.version(), nats.url());

@@ -36,15 +36,16 @@ pub(crate) fn fetch(package: &str, into: &Path) -> Result<(), Problem> {
 
 /// Downloads the package and whatever of its dependencies is not installed.
 fn download(package: &str, into: &Path, options: &[String]) -> Result<(), Problem> {
-    let plan = run(Command::new("apt-get")
-        .args([
-            "install",
-            "--simulate",
-            "--yes",
-            "--no-install-recommends",
-            package,
-        ])
-        .args(options))?;
+    let mut plan = Command::new("apt-get");
+    plan.args([
+        "install",
+        "--simulate",
+        "--yes",
+        "--no-install-recommends",
+        package,
+    ]);
+    // Without a plan (held or broken packages elsewhere) the package alone may still run.
+    let plan = run(plan.args(options)).unwrap_or_default();
     let mut packages: Vec<&str> = plan
         .lines()
         .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())

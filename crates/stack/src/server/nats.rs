@@ -6,7 +6,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
@@ -28,6 +28,7 @@ use crate::{Error, install};
 pub struct Nats {
     server: Server,
     ports: Ports,
+    program: PathBuf,
     version: String,
 }
 
@@ -117,6 +118,7 @@ impl Nats {
         Ok(Self {
             server,
             ports,
+            program: installation.program("nats-server"),
             version: installation.version.clone(),
         })
     }
@@ -146,6 +148,11 @@ impl Nats {
     /// Of the HTTP monitoring port (`/varz`, `/jsz`, `/healthz`).
     pub fn monitoring_addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.monitoring.number()))
+    }
+
+    /// The server's binary.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Such as `2.9.10`.

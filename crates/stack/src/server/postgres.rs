@@ -36,6 +36,7 @@ pub struct Postgres {
     server: Server,
     access: Access,
     data: PathBuf,
+    bin_dir: PathBuf,
     version: String,
     // Given up last: the port is ours until the server is gone.
     _port: Port,
@@ -94,6 +95,7 @@ impl Postgres {
             server,
             access,
             data,
+            bin_dir: installation.bin,
             version: installation.version,
             _port: port,
         };
@@ -144,6 +146,11 @@ impl Postgres {
 
     pub fn data_dir(&self) -> &Path {
         &self.data
+    }
+
+    /// Directory of the server's programs; `psql` is there too where its package has it.
+    pub fn bin_dir(&self) -> &Path {
+        &self.bin_dir
     }
 
     /// Such as `15.13`.
@@ -215,6 +222,8 @@ impl Postgres {
             self.try_sql_in("postgres", &text)
                 .map_err(|message| Error::Schema { path, message })?;
         }
+        // The migrations give it none.
+        self.sql("ALTER ROLE bridge_reader PASSWORD 'bridge_reader'");
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ mod postgres;
 mod program;
 mod redis;
 mod relay;
+mod setup;
 
 use std::time::Duration;
 

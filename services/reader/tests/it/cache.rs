@@ -38,8 +38,8 @@ async fn an_answer_is_cached_until_its_table_changes_whoever_changes_it() {
 
 /// Readers race with changes, half of which are in the stream before their commit is visible.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_ten_thousand_races_no_read_after_an_invalidation_is_stale() {
-    const ROUNDS: u64 = 10_000;
+async fn in_a_thousand_races_no_read_after_an_invalidation_is_stale() {
+    const ROUNDS: u64 = 1_000;
     let world = World::up().await;
     world
         .stack
