@@ -1,0 +1,204 @@
+//! Tries the publish modes on the nats-servers the test suite may not rely on, and measures them.
+//!
+//! In: nothing, or `check` or `rate`. Out: one line per case; exit status 1 if one fails.
+//! Must hold: what is read back from the stream is compared event by event.
+//!
+//! Not a test: newer servers come from PyPI. `cargo run --release -p bridge --example modes`.
+
+#[path = "../tests/modes/rig.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod rig;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use rig::{Rig, numbers};
+use stack::{NatsVersion, Options};
+
+const SERVERS: [(&str, NatsVersion); 3] = [
+    ("2.9", NatsVersion::Any),
+    ("2.14", NatsVersion::V2_14),
+    ("2.15", NatsVersion::V2_15),
+];
+const MODES: [&str; 4] = ["auto", "chain", "fast", "msg-id"];
+/// What a bridge takes its slot's confirmed LSN for; kept short so that a restart repeats little.
+const ACKED: [&str; 2] = ["--durability", "acked"];
+
+fn main() -> ExitCode {
+    let what = std::env::args().nth(1).unwrap_or_default();
+    let mut is_well = true;
+    for (name, version) in SERVERS {
+        if what != "rate" {
+            for mode in MODES {
+                is_well &= case(name, &format!("killed, {mode}"), || killed(version, mode));
+                is_well &= case(name, &format!("paused, {mode}"), || paused(version, mode));
+            }
+            is_well &= case(name, "foreign messages", || foreign(version));
+            is_well &= case(name, "two bridges, killed", || shared(version));
+        }
+        if what != "check" {
+            for mode in ["chain", "fast", "msg-id"] {
+                is_well &= case(name, &format!("rate, {mode}"), || {
+                    rate(version, &["--publish-mode", mode], false)
+                });
+            }
+            is_well &= case(name, "rate, shared", || rate(version, &[], true));
+        }
+    }
+    if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn case(server: &str, name: &str, run: impl FnOnce() -> String) -> bool {
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    match &outcome {
+        Ok(said) => println!("{server} {name}: {said}"),
+        Err(_) => println!("{server} {name}: FAILED"),
+    }
+    outcome.is_ok()
+}
+
+fn mode_of(bridge: &rig::Bridge) -> String {
+    bridge.status()["publish_mode"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Killed in the middle of drains.
+fn killed(version: NatsVersion, mode: &str) -> String {
+    let rig = Rig::new(Options::default().nats(version));
+    let arguments = [&["--table", "a", "--publish-mode", mode], &ACKED[..]].concat();
+    rig.bridge("s1", &arguments).drain();
+    rig.insert("a", 1..=60_000);
+    for stored in [1, 5_000, 5_001, 20_000, 40_000] {
+        let bridge = rig.launch("s1", &arguments);
+        rig.wait_stored("a", stored);
+        bridge.kill();
+    }
+    let bridge = rig.bridge("s1", &arguments);
+    rig.wait_last("a", 60_000);
+    let mode = mode_of(&bridge);
+    bridge.drain();
+    assert!(numbers(&rig.read("cdc.a.*")).into_iter().eq(1..=60_000));
+    format!("{mode}, exact")
+}
+
+/// Paused in the middle of a drain; another takes over; the first wakes up.
+fn paused(version: NatsVersion, mode: &str) -> String {
+    let rig = Rig::new(Options::default().nats(version));
+    let arguments = [&["--table", "a", "--publish-mode", mode], &ACKED[..]].concat();
+    rig.bridge("s1", &arguments).drain();
+    rig.insert("a", 1..=120_000);
+    let first = rig.launch("s1", &arguments);
+    rig.wait_stored("a", 10_000);
+    first.pause();
+    rig.stack
+        .postgres()
+        .sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
+    let second = rig.launch("s1", &arguments);
+    rig.wait_stored("a", 30_000);
+    first.resume();
+    rig.wait_last("a", 120_000);
+    let mode = mode_of(&second);
+    first.kill();
+    second.drain();
+    let found = numbers(&rig.read("cdc.a.*"));
+    if mode == "msg-id" {
+        // Two writers at once repeat nothing, but nothing keeps them from interleaving.
+        let mut sorted = found.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(1..=120_000));
+    } else {
+        assert!(found.into_iter().eq(1..=120_000));
+    }
+    format!("{mode}, exact")
+}
+
+/// Somebody else publishes into the stream, again and again.
+fn foreign(version: NatsVersion) -> String {
+    let rig = Rig::new(Options::default().nats(version));
+    let bridge = rig.bridge("s1", &["--table", "a"]);
+    rig.insert("a", 1..=10);
+    rig.wait_stored("a", 10);
+    let mode = mode_of(&bridge);
+    let writer = rig.keep_writing("a", 11..=60_000);
+    let mut foreign = 0;
+    while !writer.is_finished() {
+        rig.publish("cdc.zzz.insert");
+        foreign += 1;
+    }
+    writer.join().expect("PostgreSQL takes the rows");
+    rig.wait_last("a", 60_000);
+    let after = mode_of(&bridge);
+    bridge.drain();
+    let found = numbers(&rig.read("cdc.a.*"));
+    let lost = 60_000 - found.len();
+    if mode != "chain" {
+        assert!(found.into_iter().eq(1..=60_000), "lost {lost}");
+    }
+    format!("{mode}, then {after}: {foreign} foreign messages, {lost} events lost")
+}
+
+/// Two bridges on one stream, both killed in the middle.
+fn shared(version: NatsVersion) -> String {
+    let rig = Rig::new(Options::default().nats(version));
+    let a = [&["--table", "a"], &ACKED[..]].concat();
+    let b = [&["--table", "b"], &ACKED[..]].concat();
+    rig.bridge("s1", &a).drain();
+    rig.bridge("s2", &b).drain();
+    let rows = [
+        rig.keep_writing("a", 1..=60_000),
+        rig.keep_writing("b", 1..=60_000),
+    ];
+    for stored in [1, 10_000, 40_000] {
+        let bridges = [rig.launch("s1", &a), rig.launch("s2", &b)];
+        rig.wait_stored("a", stored);
+        rig.wait_stored("b", stored);
+        for bridge in bridges {
+            bridge.kill();
+        }
+    }
+    for writer in rows {
+        writer.join().expect("PostgreSQL takes the rows");
+    }
+    let (first, second) = (rig.bridge("s1", &a), rig.bridge("s2", &b));
+    rig.wait_last("a", 60_000);
+    rig.wait_last("b", 60_000);
+    let mode = mode_of(&first);
+    first.drain();
+    second.drain();
+    for filter in ["cdc.a.*", "cdc.b.*"] {
+        assert!(
+            numbers(&rig.read(filter)).into_iter().eq(1..=60_000),
+            "{filter}"
+        );
+    }
+    format!("{mode}, exact")
+}
+
+/// Drains 300,000 rows that wait in the slot; the rate is that of the messages' own times.
+fn rate(version: NatsVersion, arguments: &[&str], is_shared: bool) -> String {
+    const ROWS: u64 = 300_000;
+    let rig = Rig::new(Options::default().nats(version));
+    let arguments = [&["--table", "a"], arguments].concat();
+    rig.bridge("s1", &arguments).drain();
+    let other = is_shared.then(|| rig.bridge("s2", &["--table", "b"]));
+    rig.insert("a", 1..=ROWS);
+    let before = rig.nats_cpu();
+    let bridge = rig.launch("s1", &arguments);
+    rig.wait_last("a", ROWS);
+    let cpu = rig.nats_cpu() - before;
+    let mode = mode_of(&bridge);
+    bridge.drain();
+    drop(other);
+    let took = rig.published_within();
+    format!(
+        "{mode}, {:.0} events/s, nats-server {:.1} us per event",
+        ROWS as f64 / took.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / ROWS as f64
+    )
+}
