@@ -20,6 +20,7 @@ pub mod admin;
 pub mod catalog;
 pub mod checkpoint;
 pub mod config;
+pub mod durability;
 pub mod exit;
 pub mod identity;
 pub mod metrics;
