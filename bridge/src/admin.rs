@@ -102,6 +102,7 @@ impl Admin {
     fn status(&self) -> serde_json::Value {
         let metrics = &self.metrics;
         let lag_bytes = metrics.wal_lag_bytes.get();
+        let publish = self.shared.publish_mode();
         let (source, publisher) = (self.shared.source(), self.shared.publisher());
         let status = match (&source, &publisher) {
             (Condition::Standby, _) => "standby",
@@ -127,6 +128,8 @@ impl Admin {
             "epoch": self.shared.epoch(),
             "postgres": describe(&source),
             "nats": describe(&publisher),
+            "publish_mode": publish.as_ref().map(|choice| choice.mode.name()),
+            "publish_mode_reason": publish.as_ref().map(|choice| choice.reason.as_str()),
             "ring_events": self.ring.events(),
             "ring_bytes": self.ring.bytes(),
         })

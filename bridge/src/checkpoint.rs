@@ -66,6 +66,11 @@ impl Store {
         })
     }
 
+    /// The bucket itself, for what else is kept there.
+    pub fn bucket(&self) -> kv::Store {
+        self.bucket.clone()
+    }
+
     /// The record, unless it is unreadable or of another stream.
     pub async fn read(&self, stream: &str) -> Result<Option<Checkpoint>, Error> {
         let entry = self.bucket.get(self.slot.as_str()).await;

@@ -13,7 +13,7 @@ use daemon::units;
 use wire::SubjectPattern;
 
 use crate::durability::Durability;
-use crate::publish::oversize;
+use crate::publish::{mode, oversize};
 use crate::ring::Budget;
 
 /// Streams the row changes of PostgreSQL tables into NATS JetStream, once and in order.
@@ -67,6 +67,12 @@ pub struct Arguments {
     /// [default: {prefix}.{table}.{op}, with {schema} in front of {table} outside public]
     #[arg(long, value_name = "PATTERN")]
     subject: Option<String>,
+    /// How messages are published; auto goes by the server's version and the stream's settings
+    #[arg(long, value_enum, default_value_t = PublishModeArgument::Auto)]
+    publish_mode: PublishModeArgument,
+    /// Write a Nats-Msg-Id in every mode; msg-id mode always does
+    #[arg(long)]
+    msg_id: bool,
     /// What becomes of an event that no message can hold
     #[arg(long, value_enum, default_value_t = OversizeArgument::Park)]
     oversize: OversizeArgument,
@@ -98,6 +104,18 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum PublishModeArgument {
+    /// What costs the server least and is exact.
+    Auto,
+    /// Each message names the one before it.
+    Chain,
+    /// Fast-ingest batches; nats-server 2.14 and a stream with allow_batched.
+    Fast,
+    /// A message id and an ack for each; repeats are dropped within the duplicate window only.
+    MsgId,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum OversizeArgument {
     /// Body into Object Store bucket `oversize`, a stub into the stream.
     Park,
@@ -124,6 +142,8 @@ pub struct Config {
     pub create_publication: bool,
     pub port: u16,
     pub subjects: SubjectPattern,
+    pub publish_mode: mode::Wanted,
+    pub has_msg_id: bool,
     pub oversize: oversize::Policy,
     pub durability: Durability,
     /// How long an acked event's WAL is kept, where that was said.
@@ -232,6 +252,13 @@ impl Config {
             create_publication: arguments.create_publication,
             port: arguments.port,
             subjects,
+            publish_mode: match arguments.publish_mode {
+                PublishModeArgument::Auto => mode::Wanted::Auto,
+                PublishModeArgument::Chain => mode::Wanted::Chain,
+                PublishModeArgument::Fast => mode::Wanted::Fast,
+                PublishModeArgument::MsgId => mode::Wanted::MsgId,
+            },
+            has_msg_id: arguments.msg_id,
             oversize: match arguments.oversize {
                 OversizeArgument::Park => oversize::Policy::Park,
                 OversizeArgument::Halt => oversize::Policy::Halt,
@@ -257,6 +284,22 @@ impl Config {
 }
 
 impl TableFilter {
+    /// Filters over the subjects of these tables, or of all.
+    pub fn subject_filters(&self, subjects: &SubjectPattern) -> Vec<String> {
+        if self.names.is_empty() {
+            return vec![subjects.stream_subjects()];
+        }
+        let mut filters = Vec::new();
+        for name in &self.names {
+            if let Some((schema, table)) = name.split_once('.') {
+                filters.push(subjects.filter(schema, table));
+            }
+            // A table of `public` may have a dot in its name.
+            filters.push(subjects.filter(wire::names::PUBLIC, name));
+        }
+        filters
+    }
+
     pub fn admits(&self, schema: &str, table: &str) -> bool {
         self.names.is_empty() || self.names.iter().any(|name| names(name, schema, table))
     }

@@ -19,6 +19,7 @@ pub mod source;
 pub mod admin;
 pub mod catalog;
 pub mod checkpoint;
+pub mod claims;
 pub mod config;
 pub mod durability;
 pub mod exit;

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use wire::Lsn;
 
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
+use crate::publish::mode::Choice;
 
 /// How one side of the bridge fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,10 @@ pub struct Shared {
     slot_made: Mutex<Option<Lsn>>,
     reset: Mutex<Option<&'static str>>,
     accepts_reset: AtomicBool,
+    publish_mode: Mutex<Option<Choice>>,
+    has_company: AtomicBool,
+    company_came: Notify,
+    company_known: Notify,
 }
 
 impl Default for Shared {
@@ -54,6 +60,10 @@ impl Default for Shared {
             slot_made: Mutex::new(None),
             reset: Mutex::new(None),
             accepts_reset: AtomicBool::new(false),
+            publish_mode: Mutex::new(None),
+            has_company: AtomicBool::new(false),
+            company_came: Notify::new(),
+            company_known: Notify::new(),
         }
     }
 }
@@ -145,6 +155,37 @@ impl Shared {
     /// Whether that was said; once asked, it has to be said again.
     pub fn take_reset_acceptance(&self) -> bool {
         self.accepts_reset.swap(false, Ordering::AcqRel)
+    }
+
+    /// How messages are published; None until the stream's tail was read.
+    pub fn publish_mode(&self) -> Option<Choice> {
+        lock(&self.publish_mode).clone()
+    }
+
+    pub fn set_publish_mode(&self, choice: Choice) {
+        *lock(&self.publish_mode) = Some(choice);
+    }
+
+    /// Another bridge is about to write to the stream. Returns once the publisher has nothing in flight
+    /// that needs the stream alone.
+    pub async fn share_stream(&self) {
+        self.has_company.store(true, Ordering::Release);
+        self.company_came.notify_one();
+        self.company_known.notified().await;
+    }
+
+    pub fn is_stream_shared(&self) -> bool {
+        self.has_company.load(Ordering::Acquire)
+    }
+
+    /// Wakes the publisher when that begins.
+    pub async fn company_came(&self) {
+        self.company_came.notified().await;
+    }
+
+    /// The publisher, in a mode for shared streams.
+    pub fn knows_sharing(&self) {
+        self.company_known.notify_one();
     }
 
     pub fn source_is(&self, condition: Condition) {

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::admin::Admin;
 use crate::catalog::Catalog;
 use crate::checkpoint::{self, Fixed};
+use crate::claims::{self, Claim, Claims};
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -141,12 +142,55 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
         admin.shared.accept_reset();
     }
     tracing::info!(exposure = admin.durability, "durability");
-    Ok(Prepared { jetstream, store })
+    let claims = claim(config, &store).await?;
+    Ok(Prepared {
+        jetstream,
+        store,
+        claims,
+    })
 }
 
 struct Prepared {
     jetstream: jetstream::Context,
     store: checkpoint::Store,
+    claims: Claims,
+}
+
+/// Sees that no other bridge publishes the same tables into the stream.
+async fn claim(config: &Config, store: &checkpoint::Store) -> Result<Claims, u8> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let claim = Claim {
+            slot: config.slot.clone(),
+            stream: config.cdc_stream.clone(),
+            filters: config.tables.subject_filters(&config.subjects),
+            is_shared: false,
+        };
+        match Claims::enter(store.bucket(), claim).await {
+            Ok(claims) => return Ok(claims),
+            Err(error @ claims::Error::Overlap { .. }) => {
+                return Err(fail("cannot start", &error, exit::USAGE));
+            }
+            Err(error) => {
+                let delay = backoff.next(backoff::random());
+                tracing::warn!(error = %Chained(&error), ?delay, "JetStream is not ready");
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+}
+
+/// Renews the claim, and sees that the publisher knows when another bridge comes to the stream.
+async fn keep_claim(mut claims: Claims, shared: Arc<Shared>) {
+    while !claims.is_shared() {
+        claims.keep().await;
+        shared.share_stream().await;
+        if let Err(error) = claims.share().await {
+            // The next renewal says it as well.
+            tracing::debug!(error = %Chained(&error), "cannot tell the other bridge yet");
+        }
+    }
+    claims.keep().await;
 }
 
 /// Reads the checkpoint of an earlier run, if there is one.
@@ -193,7 +237,11 @@ async fn stream(
     mut consumer: Consumer,
     prepared: Prepared,
 ) -> u8 {
-    let Prepared { jetstream, store } = prepared;
+    let Prepared {
+        jetstream,
+        store,
+        claims,
+    } = prepared;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -222,7 +270,11 @@ async fn stream(
         Target {
             nats: config.nats.clone(),
             stream: config.cdc_stream.clone(),
-            filter: config.subjects.stream_subjects(),
+            filters: config.tables.subject_filters(&config.subjects),
+            subjects: config.subjects.clone(),
+            publish_mode: config.publish_mode,
+            has_msg_id: config.has_msg_id,
+            is_shared: claims.is_shared(),
             gap_subject: config.subjects.gap(),
             slot: config.slot.clone(),
             limits: Limits::default(),
@@ -236,6 +288,7 @@ async fn stream(
         admin.metrics.clone(),
     );
     tokio::spawn(publisher.run());
+    tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
     let catalog = Catalog::new(config.postgres.clone());
     tokio::spawn(monitor::watch_stream(
         jetstream,
@@ -265,6 +318,7 @@ async fn stream(
         ended = source_ended => match ended {
             Ok(Ok(())) => {
                 checkpoint::write_last(&store, &fixed, &admin.shared).await;
+                claims.leave().await;
                 drained(admin)
             }
             Ok(Err(error)) => fail("replication cannot go on", &error, exit::of_source(&error)),

@@ -86,7 +86,7 @@ mod tests {
             position,
             created: known().created,
             max_age: Some(Duration::from_hours(1)),
-            max_msg_size: None,
+            ..Tail::default()
         }
     }
 

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant, SystemTime};
 use daemon::backoff::{self, Backoff};
 use daemon::nats::NatsOptions;
 use wire::gap::{Gap, Reason};
-use wire::{Lsn, Message as _, Position};
+use wire::{Lsn, Message as _, Position, SubjectPattern};
 
-use super::chain::{ApiError, Chain, Limits, PubAck, Refusal};
+use super::chain::{ApiError, Chain, Limits, Order, PubAck, Refusal};
 use super::connection::{self, Connection};
 use super::frame;
+use super::framing::{Framing, Subject};
 use super::incarnation::{self, Known, Verdict};
+use super::mode::{self, Facts, Mode};
 use super::oversize::{self, Oversize};
 use super::protocol::Incoming;
 use super::tail::{self, Tail};
@@ -68,8 +70,15 @@ pub enum Error {
 pub struct Target {
     pub nats: NatsOptions,
     pub stream: String,
-    /// Wildcard over the bridge's own subjects, for reading the tail.
-    pub filter: String,
+    /// Wildcards over the bridge's own subjects, for reading the tail.
+    pub filters: Vec<String>,
+    /// Where each table's events go.
+    pub subjects: SubjectPattern,
+    pub publish_mode: mode::Wanted,
+    /// Write a `Nats-Msg-Id` in every mode.
+    pub has_msg_id: bool,
+    /// Another bridge is known to write to the stream, on other subjects.
+    pub is_shared: bool,
     /// Where gaps are told.
     pub gap_subject: String,
     pub slot: String,
@@ -80,10 +89,27 @@ pub struct Target {
     pub name: String,
 }
 
+impl Target {
+    /// The filters leave room for others on the stream.
+    fn has_own_tables(&self) -> bool {
+        self.filters != [self.subjects.stream_subjects()]
+    }
+}
+
+/// See `Publisher::proven_before`.
+struct Proven {
+    position: Position,
+    at: SystemTime,
+}
+
+/// Messages may be this much older than the last time their proof was noted.
+const REPEAT_SLACK: Duration = Duration::from_secs(20);
+
 pub struct Publisher {
     target: Target,
     ring: Consumer,
     chain: Chain,
+    framing: Framing,
     ledger: Ledger,
     /// Slabs not yet proven to be stored, oldest first.
     retained: VecDeque<Retained>,
@@ -131,6 +157,7 @@ impl Publisher {
         Self {
             ring,
             chain: Chain::new(target.limits),
+            framing: Framing::new(target.subjects.clone(), target.has_msg_id),
             hold: Hold::new(target.hold),
             target,
             ledger: Ledger::default(),
@@ -186,7 +213,8 @@ impl Publisher {
                 // "Wrong last sequence" means: read the tail again. Not that somebody else writes,
                 // until the tail itself says so.
                 Err(Error::Refused(Refusal::Api(ApiError {
-                    err_code: 10_071, ..
+                    err_code: 10_071 | 10_164,
+                    ..
                 }))) if conflicts < CONFLICTS_MAX => {
                     conflicts += 1;
                     tracing::info!(
@@ -202,11 +230,23 @@ impl Publisher {
 
     /// Finds out what the stream holds, and starts over right behind it.
     async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = tail::read(connection, &self.target.stream, &self.target.filter).await?;
-        let floor = self.judged(&tail)?;
+        let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+        let proven = self.proven_before(&tail);
+        let mut floor = self.judged(&tail)?;
         if self.sent > Position::START && floor > self.sent {
             self.yield_to_another(floor);
         }
+        let mode = self.choose_mode(connection, &tail);
+        if mode == Mode::MsgId && proven.position < floor {
+            warn_of_repeats(&tail, proven.at);
+            floor = proven.position;
+        }
+        self.framing.restart(mode, connection.inbox(), &tail);
+        self.chain.set_order(match mode {
+            Mode::Chain | Mode::Fast => Order::Sequence,
+            Mode::Batch => Order::Group,
+            Mode::MsgId => Order::Each,
+        });
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
         self.floor = floor;
@@ -218,7 +258,10 @@ impl Publisher {
             created: tail.created.clone(),
             sequence: tail.last_sequence,
             position: self.floor,
-            at: SystemTime::now(),
+            at: match mode {
+                Mode::MsgId => proven.at,
+                Mode::Chain | Mode::Fast | Mode::Batch => SystemTime::now(),
+            },
         });
         let max_payload = connection.info().max_payload;
         self.message_bytes_max = tail.max_msg_size.unwrap_or(max_payload).min(max_payload);
@@ -230,6 +273,64 @@ impl Publisher {
             "going on from the stream's tail"
         );
         Ok(())
+    }
+
+    /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
+    fn choose_mode(&mut self, connection: &Connection, tail: &Tail) -> Mode {
+        self.target.is_shared |= self.shared.is_stream_shared()
+            || (self.target.has_own_tables() && tail.ends_with_foreign());
+        let choice = mode::choose(
+            self.target.publish_mode,
+            &Facts {
+                server: connection.version(),
+                settings: tail.settings,
+                is_shared: self.target.is_shared,
+            },
+        );
+        let mode = choice.mode;
+        if self.shared.publish_mode().as_ref() != Some(&choice) {
+            tracing::info!(
+                publish_mode = mode.name(),
+                reason = choice.reason,
+                "how messages are published"
+            );
+            self.shared.set_publish_mode(choice);
+        }
+        if self.target.is_shared {
+            self.shared.knows_sharing();
+        }
+        mode
+    }
+
+    /// Another bridge waits for this one to leave a mode that needs the stream alone.
+    async fn notice_sharing(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        if self.target.is_shared || !self.shared.is_stream_shared() {
+            return Ok(());
+        }
+        self.chain.pause();
+        if self.chain.is_idle() {
+            self.resume(connection).await?;
+        }
+        Ok(())
+    }
+
+    /// The last event that is known to be stored with all before it, not from the tail alone; and when
+    /// that was so.
+    fn proven_before(&self, tail: &Tail) -> Proven {
+        let known = self
+            .shared
+            .known()
+            .filter(|known| known.created == tail.created);
+        known.map_or(
+            Proven {
+                position: self.chain.proven(),
+                at: SystemTime::UNIX_EPOCH,
+            },
+            |known| Proven {
+                position: known.position.max(self.chain.proven()),
+                at: known.at,
+            },
+        )
     }
 
     /// Compares the tail with what is known of the stream. Gives the position to go on behind.
@@ -375,16 +476,15 @@ impl Publisher {
             self.chain.open(self.ledger.sent(), Instant::now());
         }
         let token = self.chain.ack_token(0, true);
-        let inbox = connection.inbox().to_owned();
         let mut reply = Vec::new();
-        let reply = token.map(|token| reply_to(&mut reply, &inbox, token));
+        let reply = self.framing.reply(&mut reply, self.chain.place(), true);
         let expected = self.chain.expected();
         let out = connection.out();
         let open = frame::begin(out, &self.target.gap_subject, reply, |out| {
-            expect(out, expected);
+            self.framing.lone_headers(out, expected);
         });
         out.extend_from_slice(&gap.to_msgpack());
-        self.chain.sent(open.finish(out), token);
+        self.chain.sent(self.floor, open.finish(out), token);
     }
 
     async fn publish(&mut self, connection: &mut Connection) -> Result<(), Error> {
@@ -392,6 +492,7 @@ impl Publisher {
             if let Some(what) = self.shared.reset() {
                 return Err(self.reset(what));
             }
+            self.notice_sharing(connection).await?;
             self.notice_new_slot();
             self.send_gap(connection);
             self.fill(connection).await?;
@@ -411,10 +512,11 @@ impl Publisher {
                     self.resume(connection).await?;
                 }
                 () = until(self.hold.due()) => {}
+                () = self.shared.company_came() => {}
                 () = until(self.chain.ack_deadline()) => return Err(Error::AckTimeout(Limits::default().ack_timeout)),
             }
             while let Some(incoming) = connection.next_message()? {
-                self.take(connection.inbox(), incoming)?;
+                self.take(incoming)?;
             }
         }
     }
@@ -468,8 +570,7 @@ impl Publisher {
             return Progress::SlabDone;
         };
         let slab = &retained.slab;
-        let inbox = connection.inbox().to_owned();
-        let mut reply = Vec::with_capacity(inbox.len() + 20);
+        let mut reply = Vec::with_capacity(100);
         let out = connection.out();
         while let Some(event) = slab.events().get(retained.next) {
             let position = slab.position(event);
@@ -482,11 +583,21 @@ impl Publisher {
                 }
                 let is_last = is_last_slab && retained.next + 1 == slab.events().len();
                 let token = self.chain.ack_token(slab.row_bytes(event), is_last);
-                let reply = token.map(|token| reply_to(&mut reply, &inbox, token));
+                let place = self.chain.place();
                 let expected = self.chain.expected();
                 let table = slab.table(event);
-                let subject = table.subjects.of(event.change.operation());
-                let open = frame::begin(out, subject, reply, |out| expect(out, expected));
+                let operation = event.change.operation();
+                self.framing.next(table, place);
+                let reply = self.framing.reply(&mut reply, place, token.is_some());
+                let open = frame::begin(out, table.subjects.of(operation), reply, |out| {
+                    let subject = Subject {
+                        table,
+                        operation,
+                        position,
+                    };
+                    self.framing
+                        .headers(out, place, token.is_some(), expected, subject);
+                });
                 let layout = table
                     .layout
                     .get()
@@ -504,7 +615,7 @@ impl Publisher {
                         }
                     }
                 }
-                self.chain.sent(open.finish(out), token);
+                self.chain.sent(position, open.finish(out), token);
                 self.floor = position;
             } else {
                 self.has_proven_events = true;
@@ -552,7 +663,7 @@ impl Publisher {
         Ok(())
     }
 
-    fn take(&mut self, inbox: &str, incoming: Incoming) -> Result<(), Error> {
+    fn take(&mut self, incoming: Incoming) -> Result<(), Error> {
         let Incoming::Message {
             subject,
             status,
@@ -564,10 +675,9 @@ impl Publisher {
                 _ => Ok(()),
             };
         };
-        let token = subject
-            .strip_prefix(inbox)
-            .and_then(|token| token.parse().ok());
-        let Some(token) = token else { return Ok(()) };
+        let Some(token) = self.framing.token(&subject) else {
+            return Ok(());
+        };
         if status == Some(503) {
             return Err(Error::NoResponders {
                 stream: self.target.stream.clone(),
@@ -579,6 +689,7 @@ impl Publisher {
             return Ok(());
         };
         self.ledger.acked_through(proof.ticket);
+        self.framing.stored(proof.stored_sequence, proof.events);
         self.has_proven_events = true;
         self.metrics
             .cdc_events_published
@@ -609,7 +720,7 @@ impl Publisher {
                 self.proven = retained.slab.position(event);
             }
             self.ring.recycle(retained.slab);
-            self.note_known(acked);
+            self.note_known(self.chain.stored_sequence());
         }
         let confirmed = self.ledger.confirmed();
         let acked = confirmed.max(self.shared.confirmed());
@@ -660,26 +771,27 @@ enum Progress {
 /// "Wrong last sequence" in a row on one connection before it counts as a failure that backs off.
 const CONFLICTS_MAX: u32 = 8;
 
+/// What is behind the last proven event is sent again, though the stream holds some of it.
+fn warn_of_repeats(tail: &Tail, proven_at: SystemTime) {
+    let window = tail.settings.duplicate_window;
+    let age = SystemTime::now()
+        .duration_since(proven_at)
+        .unwrap_or_default();
+    if age + REPEAT_SLACK >= window {
+        tracing::warn!(
+            tail = %tail.position, ?window,
+            "at least once: publish mode msg-id sends again what is not proven to be stored, and the stream's \
+             duplicate window may have forgotten it"
+        );
+    }
+}
+
 fn first_position(slab: &Slab, table: &Arc<Table>) -> Position {
     let first = slab
         .events()
         .iter()
         .find(|event| Arc::ptr_eq(slab.table(event), table));
     first.map_or(Position::START, |event: &Event| slab.position(event))
-}
-
-fn reply_to<'a>(reply: &'a mut Vec<u8>, inbox: &str, token: u64) -> &'a [u8] {
-    reply.clear();
-    reply.extend_from_slice(inbox.as_bytes());
-    frame::decimal(reply, token);
-    reply
-}
-
-#[inline]
-fn expect(out: &mut Vec<u8>, sequence: u64) {
-    out.extend_from_slice(b"Nats-Expected-Last-Sequence: ");
-    frame::decimal(out, sequence);
-    out.extend_from_slice(b"\r\n");
 }
 
 async fn until(deadline: Option<Instant>) {

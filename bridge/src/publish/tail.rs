@@ -14,6 +14,7 @@ use wire::{Message as _, Position};
 
 use super::chain::ApiError;
 use super::connection::{self, Connection};
+use super::mode::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -45,18 +46,30 @@ pub enum Error {
 }
 
 /// The end of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tail {
     /// Of the stream as a whole; 0 when nothing was ever stored.
     pub last_sequence: u64,
-    /// Of the last event under the filter; `START` when there is none.
+    /// Of the last event under the filters; `START` when there is none.
     pub position: Position,
+    /// Each filter with the sequence of the last message under it, as far as there is one.
+    pub own: Vec<(String, u64)>,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
     /// How long the stream keeps a message; None: as long as there is room.
     pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
+    pub settings: Settings,
+}
+
+impl Tail {
+    /// The stream's last message is under none of the filters.
+    pub fn ends_with_foreign(&self) -> bool {
+        self.own
+            .iter()
+            .all(|(_, sequence)| *sequence < self.last_sequence)
+    }
 }
 
 const ERR_STREAM_NOT_FOUND: u16 = 10_059;
@@ -77,6 +90,13 @@ struct Config {
     /// In nanoseconds; 0 for no limit.
     #[serde(default)]
     max_age: u64,
+    /// In nanoseconds.
+    #[serde(default)]
+    duplicate_window: u64,
+    #[serde(default)]
+    allow_atomic: bool,
+    #[serde(default)]
+    allow_batched: bool,
 }
 
 #[derive(Deserialize)]
@@ -101,16 +121,33 @@ struct Stored {
 /// How often the tail may have moved between two answers before it is left to a later attempt.
 const MOVES_MAX: u32 = 16;
 
-/// Asks for both until they belong together. `filter` is the wildcard of the bridge's own subjects.
-pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
+/// Asks for both until they belong together. `filters` take in the bridge's own subjects.
+pub async fn read(
+    connection: &mut Connection,
+    stream: &str,
+    filters: &[String],
+) -> Result<Tail, Error> {
     for _ in 0..MOVES_MAX {
-        let tail = info(connection, stream).await?;
-        let (sequence, position) = last_event(connection, stream, filter).await?;
+        let mut tail = info(connection, stream).await?;
+        for filter in filters {
+            if let Some((sequence, position)) = last_event(connection, stream, filter).await? {
+                tail.position = tail.position.max(position);
+                tail.own.push((filter.clone(), sequence));
+            }
+        }
         // What a connection given up on still had in the server's queue is stored meanwhile. A
         // position ahead of the sequence would be as bad as one behind it: of the chain that starts
         // there the server refuses the first messages and takes one in the middle.
-        if sequence <= tail.last_sequence {
-            return Ok(Tail { position, ..tail });
+        let has_moved = match filters {
+            [_] => tail
+                .own
+                .iter()
+                .any(|(_, sequence)| *sequence > tail.last_sequence),
+            // A message may have come under a filter that was asked before.
+            _ => info(connection, stream).await?.last_sequence != tail.last_sequence,
+        };
+        if !has_moved || tail.ends_with_foreign() {
+            return Ok(tail);
         }
     }
     Err(Error::Moving {
@@ -135,11 +172,17 @@ async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> 
         } => Ok(Tail {
             last_sequence: state.last_seq,
             position: Position::START,
+            own: Vec::new(),
             created,
             max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
             max_msg_size: usize::try_from(config.max_msg_size)
                 .ok()
                 .filter(|&size| size > 0),
+            settings: Settings {
+                allows_atomic: config.allow_atomic,
+                allows_fast: config.allow_batched,
+                duplicate_window: Duration::from_nanos(config.duplicate_window),
+            },
         }),
         InfoAnswer { .. } => Err(not_understood(stream, &answer)),
     }
@@ -154,12 +197,12 @@ pub async fn created(context: &jetstream::Context, stream: &str) -> Option<Strin
     Some(answer.get("created")?.as_str()?.to_owned())
 }
 
-/// Sequence and position of the last event; 0 and `START` when there is none.
+/// Sequence and position of the last event under the filter.
 async fn last_event(
     connection: &mut Connection,
     stream: &str,
     filter: &str,
-) -> Result<(u64, Position), Error> {
+) -> Result<Option<(u64, Position)>, Error> {
     let query = serde_json::json!({ "last_by_subj": filter }).to_string();
     let answer = connection
         .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
@@ -167,7 +210,7 @@ async fn last_event(
     let message = match parse(stream, &answer)? {
         GetAnswer {
             error: Some(error), ..
-        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok((0, Position::START)),
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(None),
         GetAnswer {
             error: Some(error), ..
         } => return Err(refused(stream, error)),
@@ -184,11 +227,11 @@ async fn last_event(
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
     if let Ok(tail) = wire::event::Tail::decode(&payload) {
-        return Ok((message.seq, tail.position()));
+        return Ok(Some((message.seq, tail.position())));
     }
     // Behind a gap nothing was published yet.
     let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
-    Ok((message.seq, Position::new(gap.to, 0)))
+    Ok(Some((message.seq, Position::new(gap.to, 0))))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {
