@@ -278,6 +278,81 @@ fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
 }
 
 #[test]
+fn a_cut_in_the_middle_of_a_large_transaction_repeats_none_of_it() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.postgres().addr()).unwrap();
+    rig.pg_url = format!(
+        "postgresql://postgres:postgres@{}/{}",
+        relay.addr(),
+        rig.database
+    );
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--ring-events", "1000"]);
+
+    // Held up by NATS, so that most of it is still to be read when the connection goes.
+    rig.nats().pause();
+    rig.sql("INSERT INTO numbers SELECT n, 'row' FROM generate_series(1, 50000) n");
+    bridge.wait_until_ring_holds(900);
+    relay.cut();
+    wait_until_not_ready(&bridge, "postgres");
+    relay.heal();
+    rig.nats().resume();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 50_000);
+}
+
+#[test]
+fn servers_that_are_not_there_yet_are_waited_for() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+    rig.write_numbers(10);
+    rig.postgres().stop();
+    rig.nats().stop();
+
+    let bridge = rig.launch(&[]);
+    bridge.wait_for_line("PostgreSQL is not ready", DEADLINE);
+    assert_eq!(bridge.request("GET", "/health").0, 200);
+    assert_eq!(bridge.request("GET", "/ready").0, 503);
+    rig.postgres().start();
+    bridge.wait_for_line("PostgreSQL is ready", DEADLINE);
+    rig.nats().start();
+    bridge.wait_connected();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 10);
+}
+
+#[test]
+fn asked_to_stop_with_nothing_under_way_it_ends_in_order_whatever_is_missing() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    let streaming = rig.bridge(&[]);
+    let standby = rig.launch(&[]);
+    standby.wait_for_line("standing by", DEADLINE);
+    rig.write_numbers(10);
+    rig.events();
+
+    standby.drain();
+    rig.postgres().stop();
+    wait_until_not_ready(&streaming, "postgres");
+    streaming.drain();
+    let starting = rig.launch(&[]);
+    starting.wait_for_line("PostgreSQL is not ready", DEADLINE);
+    starting.drain();
+    rig.postgres().start();
+    rig.write_numbers(10);
+    let bridge = rig.bridge(&[]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 20);
+}
+
+#[test]
 fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
     let rig = Rig::new();
     rig.create_numbers();
