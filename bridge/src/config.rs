@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
@@ -24,7 +24,8 @@ use crate::ring::Budget;
         NATS through NATS_HOST NATS_BRIDGE_USER NATS_BRIDGE_PASSWORD; LOG_LEVEL sets the log's level.\n\n\
         Exit codes: 0 drained, 2 wrong flags, 3 stopped before everything was stored (WAL replays it),\n\
         10 slot missing, 11 slot lost, 12 slot of another database, 13 publication missing,\n\
-        14 wal_level is not logical, 15 PostgreSQL refused the login or a privilege is missing."
+        14 wal_level is not logical, 15 PostgreSQL refused the login or a privilege is missing,\n\
+        16 PostgreSQL is another cluster than the stream's, or was restored to an earlier point."
 )]
 #[allow(clippy::struct_excessive_bools, reason = "flags are what they are")]
 pub struct Arguments {
@@ -68,6 +69,16 @@ pub struct Arguments {
     /// What becomes of an event that no message can hold
     #[arg(long, value_enum, default_value_t = OversizeArgument::Park)]
     oversize: OversizeArgument,
+    /// When PostgreSQL may forget an event: once acked, once NATS has surely synced it to disk (`held`),
+    /// or at once because NATS syncs each message (`fsync`, needs `sync_interval: always`)
+    #[arg(long, value_enum, default_value_t = Durability::Held)]
+    durability: Durability,
+    /// How long `held` holds; more than NATS's sync_interval [default: 130s]
+    #[arg(long, value_name = "TIME", default_value = "130s", hide_default_value = true, value_parser = units::duration)]
+    hold: Duration,
+    /// Go on with a stream that was purged or made anew, telling consumers of the gap
+    #[arg(long)]
+    accept_stream_reset: bool,
     /// Time to store what was read when asked to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     drain_timeout: Duration,
@@ -90,6 +101,17 @@ enum OversizeArgument {
     Halt,
 }
 
+/// What must have happened to an event before PostgreSQL may remove its WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// JetStream has acked it. A power cut of the NATS host may still take it.
+    Acked,
+    /// JetStream has acked it longer ago than it leaves files unsynced.
+    Held,
+    /// JetStream has acked it and syncs before it acks.
+    Fsync,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogArgument {
     Text,
@@ -110,6 +132,10 @@ pub struct Config {
     pub port: u16,
     pub subjects: SubjectPattern,
     pub oversize: oversize::Policy,
+    pub durability: Durability,
+    /// How long an acked event's WAL is kept.
+    pub hold: Duration,
+    pub accepts_stream_reset: bool,
     pub drain_timeout: Duration,
     pub ring: Budget,
     pub log_format: daemon::telemetry::LogFormat,
@@ -216,6 +242,12 @@ impl Config {
                 OversizeArgument::Park => oversize::Policy::Park,
                 OversizeArgument::Halt => oversize::Policy::Halt,
             },
+            durability: arguments.durability,
+            hold: match arguments.durability {
+                Durability::Held => arguments.hold,
+                Durability::Acked | Durability::Fsync => Duration::ZERO,
+            },
+            accepts_stream_reset: arguments.accept_stream_reset,
             drain_timeout: arguments.drain_timeout,
             ring: Budget {
                 events_max: arguments.ring_events.max(1),
@@ -245,6 +277,39 @@ impl TableFilter {
     pub fn names(&self) -> &[String] {
         &self.names
     }
+}
+
+/// One flag, for the table in the README.
+pub struct Flag {
+    /// `--slot <SLOT>`.
+    pub usage: String,
+    pub default: String,
+    pub help: String,
+}
+
+/// Every flag in the order of `--help`.
+pub fn flags() -> Vec<Flag> {
+    let command = Arguments::command();
+    let flag = |argument: &clap::Arg| {
+        let long = argument.get_long()?;
+        let takes_value = argument.get_action().takes_values();
+        let value = argument.get_value_names().filter(|_| takes_value);
+        Some(Flag {
+            usage: value.map_or(format!("--{long}"), |names| {
+                format!("--{long} <{}>", names[0])
+            }),
+            default: match argument.get_default_values() {
+                [value] if takes_value => format!("`{}`", value.to_string_lossy()),
+                _ => String::new(),
+            },
+            help: argument
+                .get_help()?
+                .to_string()
+                .replace('\n', " ")
+                .replace('|', "\\|"),
+        })
+    };
+    command.get_arguments().filter_map(flag).collect()
 }
 
 /// Whether `name` from the command line means this table.

@@ -7,6 +7,7 @@ pub mod assembler;
 pub mod encode;
 pub mod event;
 pub mod feedback;
+pub mod hold;
 pub mod ledger;
 pub mod pgoutput;
 pub mod postgres;
@@ -17,8 +18,10 @@ pub mod source;
 // Beside it.
 pub mod admin;
 pub mod catalog;
+pub mod checkpoint;
 pub mod config;
 pub mod exit;
+pub mod identity;
 pub mod metrics;
 pub mod monitor;
 pub mod preflight;

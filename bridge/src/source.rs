@@ -11,18 +11,19 @@ use std::time::{Duration, Instant};
 
 use daemon::backoff::{self, Backoff};
 use daemon::shutdown::Shutdown;
-use wire::{Lsn, SubjectPattern};
+use wire::{Lsn, Position, SubjectPattern};
 
 use crate::assembler::{self, Assembler};
 use crate::config::TableFilter;
 use crate::event::Slab;
 use crate::feedback::Feedback;
+use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::pgoutput;
 use crate::postgres::gulp::Gulp;
 use crate::postgres::{
-    self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session, WAL_SENDER_TIMEOUT,
-    quote_literal,
+    self, CreatedSlot, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session,
+    WAL_SENDER_TIMEOUT, quote_literal,
 };
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
@@ -36,6 +37,19 @@ pub enum Error {
     Decode(#[from] pgoutput::decode::Error),
     #[error("the messages of pgoutput are out of order")]
     Assemble(#[from] assembler::Error),
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+}
+
+impl Error {
+    /// What pgoutput sent makes sense when read again, or never; the slot keeps it either way.
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Postgres(error) => error.is_retryable(),
+            Self::Decode(_) | Self::Assemble(_) => true,
+            Self::Identity(_) => false,
+        }
+    }
 }
 
 /// Where to read from.
@@ -64,6 +78,8 @@ pub struct Source {
 const TICK: Duration = Duration::from_millis(100);
 /// While the ring is full; the publisher wakes us sooner.
 const FULL_PARK: Duration = Duration::from_millis(20);
+/// For the walsender to let go of the slot.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a standby asks for the slot.
 const STANDBY_RETRY: Duration = Duration::from_secs(1);
 
@@ -93,10 +109,11 @@ impl Source {
         while !self.shutdown.is_triggered() {
             let started = Instant::now();
             let error = match self.session() {
-                Ok(()) => break,
+                // The shutdown, or a rewind: then the next session reads from the slot again.
+                Ok(()) => continue,
                 Err(error) => error,
             };
-            if matches!(&error, Error::Postgres(error) if !error.is_retryable()) {
+            if !error.is_retryable() {
                 return Err(error);
             }
             self.metrics.connected.set(0);
@@ -113,7 +130,7 @@ impl Source {
                     STANDBY_RETRY / 2
                         + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
                 }
-                Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) => {
+                Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) | Error::Identity(_) => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
                     tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
@@ -133,13 +150,13 @@ impl Source {
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
+        self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
         if !self.slot_was_seen {
-            if ensure_slot(&mut session, &self.origin.slot)? {
-                tracing::info!(
-                    slot = self.origin.slot,
-                    "slot made; changes from now on are kept"
-                );
+            if let Some(made) = ensure_slot(&mut session, &self.origin.slot)? {
+                let from = made.consistent_point;
+                tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
+                self.shared.slot_made(from);
             }
             self.slot_was_seen = true;
         }
@@ -171,6 +188,20 @@ impl Source {
         if self.shutdown.is_triggered() {
             self.drain(&mut stream, &mut run)?;
         }
+        // Until the server has hung up the slot counts as in use.
+        stream.close(CLOSE_TIMEOUT)?;
+        Ok(())
+    }
+
+    /// Refuses another cluster, and an earlier state of this one.
+    fn identify(&self, session: &mut Session) -> Result<(), Error> {
+        let found = session.identify_system()?;
+        // Without an identity the position is that of another stream, and says nothing about this server.
+        let identity = self.shared.identity();
+        let known = self.shared.known().filter(|_| identity.is_some());
+        let position = known.map_or(Position::START, |known| known.position);
+        identity::check(identity.as_ref(), &found, position)?;
+        self.shared.set_identity(Identity::from(&found));
         Ok(())
     }
 
@@ -275,7 +306,7 @@ impl Source {
         if run.feedback.is_due(confirmed, is_requested, now) {
             stream.send_status(confirmed, confirmed, confirmed, false)?;
             run.feedback.sent(confirmed, now);
-            self.metrics.last_ack_lsn.set(confirmed.0 as i64);
+            self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         }
         Ok(())
     }
@@ -311,19 +342,21 @@ fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
     })
 }
 
-/// Makes the slot unless it is there. True: it was made now.
-fn ensure_slot(session: &mut Session, slot: &str) -> Result<bool, postgres::Error> {
+/// Makes the slot unless it is there.
+fn ensure_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
     let sql = format!(
         "SELECT FROM pg_replication_slots WHERE slot_name = {}",
         quote_literal(slot)
     );
     if !session.simple_query(&sql)?.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    match session.create_slot(slot, false) {
-        Ok(_) => Ok(true),
+    // PostgreSQL: a failover slot is copied to standbys from 17 on, if they ask for it.
+    let is_failover = session.server_major_version() >= 17;
+    match session.create_slot(slot, is_failover) {
+        Ok(made) => Ok(Some(made)),
         // Another bridge was quicker.
-        Err(postgres::Error::SlotExists(_)) => Ok(false),
+        Err(postgres::Error::SlotExists(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }

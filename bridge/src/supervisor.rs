@@ -13,18 +13,20 @@ use daemon::backoff::{self, Backoff};
 use daemon::http;
 use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
-use daemon::shutdown::{Reason, Shutdown};
+use daemon::shutdown::Shutdown;
 use tokio::sync::oneshot;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::checkpoint::{self, Fixed};
+use crate::config::{Config, Durability};
+use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
-use crate::publish::Publisher;
 use crate::publish::chain::Limits;
 use crate::publish::oversize::Oversize;
 use crate::publish::publisher::{Chained, Target};
+use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::SchemaRegistry;
 use crate::shared::{Condition, Shared};
@@ -41,6 +43,7 @@ pub async fn run(config: Config) -> u8 {
     let admin = Admin {
         started: Instant::now(),
         slot: config.slot.clone(),
+        durability: durability(&config),
         shared: Arc::new(Shared::default()),
         metrics: Metrics::new(),
         ring: gauge,
@@ -67,31 +70,21 @@ pub async fn run(config: Config) -> u8 {
         Shutdown::new(),
     ));
 
-    let code = tokio::select! {
-        prepared = prepare(&config, &admin) => match prepared {
-            Ok(jetstream) => stream(&config, &admin, producer, consumer, jetstream).await,
-            Err(code) => code,
-        },
+    let prepared = tokio::select! {
+        prepared = prepare(&config, &admin) => prepared,
         // Nothing has been read yet, so there is nothing to drain.
-        _ = before_start(&admin) => exit::DRAINED,
+        _ = shutdown.wait() => Err(exit::DRAINED),
+    };
+    let code = match prepared {
+        Ok(prepared) => stream(&config, &admin, producer, consumer, prepared).await,
+        Err(code) => code,
     };
     println!("{}", monitor::line(&admin));
     code
 }
 
-/// Returns on a shutdown that comes before streaming began; never after.
-async fn before_start(admin: &Admin) -> Reason {
-    let reason = admin.shutdown.wait().await;
-    if admin.shared.source() == Condition::Starting
-        && admin.shared.publisher() == Condition::Starting
-    {
-        return reason;
-    }
-    std::future::pending().await
-}
-
 /// Waits for both sides, checks them, and makes what is missing.
-async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u8> {
+async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
     let mut catalog = Catalog::new(config.postgres.clone());
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Err(error) = preflight::check(&mut catalog, config).await {
@@ -100,6 +93,7 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u
         }
         let delay = backoff.next(backoff::random());
         tracing::warn!(postgres = %config.postgres, error = %Chained(&error), ?delay, "PostgreSQL is not ready");
+        admin.shared.source_is(Condition::trouble(&Chained(&error)));
         tokio::time::sleep(delay).await;
     }
     drop(catalog);
@@ -114,16 +108,74 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u
     };
     let jetstream = jetstream::new(client);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    while let Err(error) = ensure_streams(config, &jetstream).await {
-        if let streams::Error::Subjects { .. } = error {
-            return Err(fail("cannot start", &error, exit::USAGE));
-        }
+    let store = loop {
+        let error: Box<dyn std::error::Error> = match ensure_streams(config, &jetstream).await {
+            Ok(()) => match remember(config, &jetstream, &admin.shared).await {
+                Ok(store) => break store,
+                Err(error) => error.into(),
+            },
+            Err(error @ streams::Error::Subjects { .. }) => {
+                return Err(fail("cannot start", &error, exit::USAGE));
+            }
+            Err(error) => error.into(),
+        };
         let delay = backoff.next(backoff::random());
-        tracing::warn!(nats = %config.nats, error = %Chained(&error), ?delay, "JetStream is not ready");
-        admin.shared.publisher_is(Condition::Starting);
+        tracing::warn!(nats = %config.nats, error = %Chained(&*error), ?delay, "JetStream is not ready");
+        admin
+            .shared
+            .publisher_is(Condition::trouble(&Chained(&*error)));
         tokio::time::sleep(delay).await;
+    };
+    if config.accepts_stream_reset {
+        admin.shared.accept_reset();
     }
-    Ok(jetstream)
+    tracing::info!(
+        durability = admin.durability,
+        "PostgreSQL keeps WAL until then"
+    );
+    Ok(Prepared { jetstream, store })
+}
+
+struct Prepared {
+    jetstream: jetstream::Context,
+    store: checkpoint::Store,
+}
+
+/// Reads the checkpoint of an earlier run, if there is one.
+async fn remember(
+    config: &Config,
+    jetstream: &jetstream::Context,
+    shared: &Shared,
+) -> Result<checkpoint::Store, checkpoint::Error> {
+    let store = checkpoint::Store::open(jetstream, &config.slot).await?;
+    if let Some(found) = store.read(&config.cdc_stream).await? {
+        tracing::info!(position = %found.position, sequence = found.stream_sequence, "checkpoint read");
+        shared.set_known(checkpoint::known(&found));
+        shared.set_epoch(found.epoch);
+        // The events of another stream of this name are no reason to refuse another PostgreSQL.
+        if tail::created(jetstream, &config.cdc_stream).await == Some(found.stream_created) {
+            shared.set_identity(Identity {
+                system_identifier: found.system_identifier,
+                timeline: found.timeline,
+            });
+        }
+    }
+    Ok(store)
+}
+
+fn durability(config: &Config) -> String {
+    match config.durability {
+        Durability::Acked => {
+            "acked: a power cut of the NATS host may take what was acked since its last sync \
+            (sync_interval, 2 min by default)"
+                .to_owned()
+        }
+        Durability::Held => format!(
+            "held: WAL of the last {:?} is kept, so that a power cut of the NATS host loses nothing",
+            config.hold
+        ),
+        Durability::Fsync => "fsync: NATS is said to sync each message before it acks".to_owned(),
+    }
 }
 
 async fn ensure_streams(
@@ -145,8 +197,9 @@ async fn stream(
     admin: &Admin,
     producer: Producer,
     mut consumer: Consumer,
-    jetstream: jetstream::Context,
+    prepared: Prepared,
 ) -> u8 {
+    let Prepared { jetstream, store } = prepared;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -176,17 +229,25 @@ async fn stream(
             nats: config.nats.clone(),
             stream: config.cdc_stream.clone(),
             filter: config.subjects.stream_subjects(),
+            gap_subject: config.subjects.gap(),
+            slot: config.slot.clone(),
+            limits: Limits::default(),
+            hold: config.hold,
             name: format!("bridge {} publisher", config.slot),
         },
         consumer,
-        Limits::default(),
         SchemaRegistry::new(Catalog::new(config.postgres.clone())),
-        Oversize::new(config.oversize, jetstream, config.slot.clone()),
+        Oversize::new(config.oversize, jetstream.clone(), config.slot.clone()),
         admin.shared.clone(),
         admin.metrics.clone(),
     );
     tokio::spawn(publisher.run());
     let catalog = Catalog::new(config.postgres.clone());
+    tokio::spawn(monitor::watch_stream(
+        jetstream,
+        config.cdc_stream.clone(),
+        admin.shared.clone(),
+    ));
     tokio::spawn(monitor::watch_slot(
         catalog,
         config.slot.clone(),
@@ -194,10 +255,24 @@ async fn stream(
         admin.clone(),
     ));
     tokio::spawn(monitor::print_lines(admin.clone()));
+    let fixed = Fixed {
+        slot: config.slot.clone(),
+        stream: config.cdc_stream.clone(),
+        publication: config.publications.join(","),
+        filter_hash: filter_hash(config),
+    };
+    tokio::spawn(checkpoint::keep(
+        store.clone(),
+        fixed.clone(),
+        admin.shared.clone(),
+    ));
 
     tokio::select! {
         ended = source_ended => match ended {
-            Ok(Ok(())) => drained(admin),
+            Ok(Ok(())) => {
+                checkpoint::write_last(&store, &fixed, &admin.shared).await;
+                drained(admin)
+            }
             Ok(Err(error)) => fail("replication cannot go on", &error, exit::of_source(&error)),
             Err(_) => exit::FAILURE,
         },
@@ -215,6 +290,16 @@ async fn stream(
 async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {
     shutdown.wait().await;
     tokio::time::sleep(timeout).await;
+}
+
+/// Changes with everything that decides which rows are counted, and so what a position means.
+fn filter_hash(config: &Config) -> String {
+    use sha2::{Digest as _, Sha256};
+    let mut tables = config.tables.names().to_vec();
+    tables.sort();
+    let digest = Sha256::digest(tables.join(",").as_bytes());
+    let prefix: [u8; 8] = std::array::from_fn(|index| digest[index]);
+    format!("{:016x}", u64::from_be_bytes(prefix))
 }
 
 fn drained(admin: &Admin) -> u8 {

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod connection;
 pub mod frame;
+pub mod incarnation;
 pub mod oversize;
 pub mod protocol;
 pub mod publisher;

@@ -9,19 +9,24 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
 use daemon::nats::NatsOptions;
-use wire::Position;
+use wire::gap::{Gap, Reason};
+use wire::{Lsn, Message as _, Position};
 
 use super::chain::{ApiError, Chain, Limits, PubAck, Refusal};
 use super::connection::{self, Connection};
+use super::frame;
+use super::incarnation::{self, Known, Verdict};
 use super::oversize::{self, Oversize};
 use super::protocol::Incoming;
-use super::{frame, tail};
+use super::tail::{self, Tail};
+use crate::checkpoint;
 use crate::encode;
 use crate::event::{Event, Slab, Table};
+use crate::hold::Hold;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::ring::Consumer;
@@ -45,6 +50,15 @@ pub enum Error {
     NoResponders { stream: String },
     #[error(transparent)]
     Oversize(#[from] oversize::Error),
+    #[error(
+        "stream {stream} was {what}: consumers have lost what it held. If that was meant, go on with \
+         POST /stream/accept (or start with --accept-stream-reset); a message on {gap} tells consumers"
+    )]
+    Reset {
+        stream: String,
+        what: &'static str,
+        gap: String,
+    },
     #[error("a PubAck is not understood: {0}")]
     Answer(String),
 }
@@ -56,6 +70,12 @@ pub struct Target {
     pub stream: String,
     /// Wildcard over the bridge's own subjects, for reading the tail.
     pub filter: String,
+    /// Where gaps are told.
+    pub gap_subject: String,
+    pub slot: String,
+    pub limits: Limits,
+    /// How long acked events stay unconfirmed; see `hold`.
+    pub hold: Duration,
     /// Name of the connection, shown by the server's monitoring.
     pub name: String,
 }
@@ -69,6 +89,15 @@ pub struct Publisher {
     retained: VecDeque<Retained>,
     /// Index in `retained` of the slab to encode next.
     cursor: usize,
+    hold: Hold,
+    /// The last event in a slab that was given back.
+    proven: Position,
+    /// Since the last look at the ledger an event was proven, not only a boundary passed.
+    has_proven_events: bool,
+    /// The last event this process ever sent; `START` before the first.
+    sent: Position,
+    /// Published before the next event.
+    gap: Option<Gap>,
     /// The last event that was sent, or is known to be stored. Anything at or below it is a repeat.
     floor: Position,
     /// A larger message would not be taken: the lesser of the server's and the stream's limit.
@@ -94,19 +123,23 @@ impl Publisher {
     pub fn new(
         target: Target,
         ring: Consumer,
-        limits: Limits,
         registry: SchemaRegistry,
         oversize: Oversize,
         shared: Arc<Shared>,
         metrics: Metrics,
     ) -> Self {
         Self {
-            target,
             ring,
-            chain: Chain::new(limits),
+            chain: Chain::new(target.limits),
+            hold: Hold::new(target.hold),
+            target,
             ledger: Ledger::default(),
             retained: VecDeque::new(),
             cursor: 0,
+            sent: Position::START,
+            proven: Position::START,
+            has_proven_events: false,
+            gap: None,
             floor: Position::START,
             message_bytes_max: 0,
             registry,
@@ -170,13 +203,23 @@ impl Publisher {
     /// Finds out what the stream holds, and starts over right behind it.
     async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
         let tail = tail::read(connection, &self.target.stream, &self.target.filter).await?;
+        let floor = self.judged(&tail)?;
+        if self.sent > Position::START && floor > self.sent {
+            self.yield_to_another(floor);
+        }
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
-        self.floor = tail.position;
+        self.floor = floor;
         self.cursor = 0;
         for retained in &mut self.retained {
             retained.next = 0;
         }
+        self.shared.set_known(Known {
+            created: tail.created.clone(),
+            sequence: tail.last_sequence,
+            position: self.floor,
+            at: SystemTime::now(),
+        });
         let max_payload = connection.info().max_payload;
         self.message_bytes_max = tail.max_msg_size.unwrap_or(max_payload).min(max_payload);
         tracing::info!(
@@ -189,10 +232,173 @@ impl Publisher {
         Ok(())
     }
 
+    /// Compares the tail with what is known of the stream. Gives the position to go on behind.
+    fn judged(&mut self, tail: &Tail) -> Result<Position, Error> {
+        let known = self.shared.known();
+        let verdict = match self.shared.reset() {
+            Some(_) => Verdict::Purged,
+            None => incarnation::judge(known.as_ref(), tail, SystemTime::now()),
+        };
+        let known_position = known
+            .as_ref()
+            .map_or(Position::START, |known| known.position);
+        match verdict {
+            Verdict::First => {
+                if tail.last_sequence > 0 && tail.position == Position::START {
+                    tracing::warn!(
+                        stream = self.target.stream,
+                        "the stream's last event has aged out and there is no checkpoint: what the slot sends again is \
+                         published again"
+                    );
+                }
+                Ok(tail.position)
+            }
+            Verdict::Same => Ok(tail.position),
+            Verdict::AgedOut => Ok(known_position),
+            Verdict::RolledBack => {
+                self.rewind(tail, known_position);
+                Ok(tail.position)
+            }
+            Verdict::Recreated | Verdict::Purged => {
+                let what = if verdict == Verdict::Purged {
+                    "purged"
+                } else {
+                    "deleted and made anew"
+                };
+                // With a slot that was made now there is no history that could be broken.
+                if verdict == Verdict::Recreated && self.shared.is_slot_new() {
+                    return Ok(tail.position);
+                }
+                if !self.shared.take_reset_acceptance() {
+                    return Err(self.reset(what));
+                }
+                self.shared.set_reset(None);
+                tracing::warn!(
+                    stream = self.target.stream,
+                    what,
+                    "going on with the stream as it is"
+                );
+                self.tell_gap(
+                    tail.position.commit_lsn,
+                    known_position.commit_lsn,
+                    Reason::StreamReset,
+                );
+                // Positions of another stream say nothing about this one.
+                Ok(if verdict == Verdict::Purged {
+                    known_position
+                } else {
+                    tail.position
+                })
+            }
+        }
+    }
+
+    /// The tail is ahead of everything sent from here: another bridge has the slot. What waits here is
+    /// void; the source asks for the slot again, and stands by when it is taken.
+    fn yield_to_another(&mut self, tail: Position) {
+        tracing::warn!(sent = %self.sent, %tail, "another bridge has published; starting over from the slot");
+        self.sent = Position::START;
+        self.start_over();
+    }
+
+    /// Voids everything that was read, and has it read again from the slot.
+    fn start_over(&mut self) {
+        self.shared.rewind();
+        for void in self.retained.drain(..) {
+            self.ring.recycle(void.slab);
+        }
+    }
+
+    /// The stream went back to an earlier state: reads from the slot again what it lost.
+    fn rewind(&mut self, tail: &Tail, known: Position) {
+        let released = self.hold.forget();
+        tracing::error!(
+            stream = self.target.stream,
+            tail = %tail.position,
+            acked = %known,
+            kept_from = %released.lsn,
+            "the stream has lost acked events (a power cut, or an older copy was restored); refilling it from the slot"
+        );
+        if released.position > tail.position {
+            // Released WAL is gone: those events cannot be read again.
+            tracing::error!(
+                from = %tail.position, to = %released.position,
+                "some of them were already confirmed to PostgreSQL; consumers are told on the gap subject"
+            );
+            self.tell_gap(
+                tail.position.commit_lsn,
+                released.position.commit_lsn,
+                Reason::StreamReset,
+            );
+        }
+        self.ledger.rewind(released.lsn);
+        self.sent = Position::START;
+        self.start_over();
+    }
+
+    /// A stream with events of an earlier slot has a gap where the new slot begins.
+    fn notice_new_slot(&mut self) {
+        let Some(from) = self.shared.take_slot_made() else {
+            return;
+        };
+        if self.floor > Position::START {
+            tracing::error!(last = %self.floor, %from, "the slot was made anew: changes between are lost, consumers are told");
+            self.tell_gap(self.floor.commit_lsn, from, Reason::SlotLost);
+        }
+    }
+
+    fn reset(&self, what: &'static str) -> Error {
+        Error::Reset {
+            stream: self.target.stream.clone(),
+            what,
+            gap: self.target.gap_subject.clone(),
+        }
+    }
+
+    fn tell_gap(&mut self, from: Lsn, to: Lsn, reason: Reason) {
+        let epoch = self.shared.epoch() + 1;
+        self.shared.set_epoch(epoch);
+        self.gap = Some(Gap {
+            slot: self.target.slot.clone(),
+            epoch,
+            from,
+            to,
+            reason,
+            timestamp: checkpoint::seconds(SystemTime::now()),
+        });
+    }
+
+    /// A gap goes into the stream in its place, before the first event behind it.
+    fn send_gap(&mut self, connection: &mut Connection) {
+        let Some(gap) = self.gap.take() else { return };
+        if self.chain.is_group_start() {
+            self.chain.open(self.ledger.sent(), Instant::now());
+        }
+        let token = self.chain.ack_token(0, true);
+        let inbox = connection.inbox().to_owned();
+        let mut reply = Vec::new();
+        let reply = token.map(|token| reply_to(&mut reply, &inbox, token));
+        let expected = self.chain.expected();
+        let out = connection.out();
+        let open = frame::begin(out, &self.target.gap_subject, reply, |out| {
+            expect(out, expected);
+        });
+        out.extend_from_slice(&gap.to_msgpack());
+        self.chain.sent(open.finish(out), token);
+    }
+
     async fn publish(&mut self, connection: &mut Connection) -> Result<(), Error> {
         loop {
+            if let Some(what) = self.shared.reset() {
+                return Err(self.reset(what));
+            }
+            self.notice_new_slot();
+            self.send_gap(connection);
             self.fill(connection).await?;
-            self.release();
+            if !self.chain.is_idle() {
+                self.sent = self.floor;
+            }
+            self.release(Instant::now());
             if self.is_drained(connection) {
                 return Ok(());
             }
@@ -204,6 +410,7 @@ impl Publisher {
                 () = until(self.chain.open_since().map(|since| since + LINGER)), if self.is_starved() => {
                     self.resume(connection).await?;
                 }
+                () = until(self.hold.due()) => {}
                 () = until(self.chain.ack_deadline()) => return Err(Error::AckTimeout(Limits::default().ack_timeout)),
             }
             while let Some(incoming) = connection.next_message()? {
@@ -278,16 +485,8 @@ impl Publisher {
                 let reply = token.map(|token| reply_to(&mut reply, &inbox, token));
                 let expected = self.chain.expected();
                 let table = slab.table(event);
-                let open = frame::begin(
-                    out,
-                    table.subjects.of(event.change.operation()),
-                    reply,
-                    |out| {
-                        out.extend_from_slice(b"Nats-Expected-Last-Sequence: ");
-                        frame::decimal(out, expected);
-                        out.extend_from_slice(b"\r\n");
-                    },
-                );
+                let subject = table.subjects.of(event.change.operation());
+                let open = frame::begin(out, subject, reply, |out| expect(out, expected));
                 let layout = table
                     .layout
                     .get()
@@ -307,6 +506,8 @@ impl Publisher {
                 }
                 self.chain.sent(open.finish(out), token);
                 self.floor = position;
+            } else {
+                self.has_proven_events = true;
             }
             if event.last {
                 self.ledger.passed(slab.transaction(event).end_lsn);
@@ -378,6 +579,7 @@ impl Publisher {
             return Ok(());
         };
         self.ledger.acked_through(proof.ticket);
+        self.has_proven_events = true;
         self.metrics
             .cdc_events_published
             .inc_by(proof.events as u64);
@@ -391,7 +593,7 @@ impl Publisher {
     }
 
     /// Gives back the slabs that are proven, and tells the source what it may confirm.
-    fn release(&mut self) {
+    fn release(&mut self, now: Instant) {
         let acked = self.chain.acked_sequence();
         while self.cursor > 0
             && self
@@ -403,9 +605,33 @@ impl Publisher {
                 break;
             };
             self.cursor -= 1;
+            if let Some(event) = retained.slab.events().last() {
+                self.proven = retained.slab.position(event);
+            }
             self.ring.recycle(retained.slab);
+            self.note_known(acked);
         }
-        self.shared.confirm(self.ledger.confirmed());
+        let confirmed = self.ledger.confirmed();
+        let acked = confirmed.max(self.shared.confirmed());
+        self.metrics.last_ack_lsn.set(acked.0 as i64);
+        if std::mem::take(&mut self.has_proven_events) {
+            self.hold.acked(confirmed, self.proven, now);
+        } else {
+            self.hold.passed(confirmed);
+        }
+        self.shared.confirm(self.hold.released(now).lsn);
+    }
+
+    /// For the checkpoint, and for the next look at the stream's tail.
+    fn note_known(&mut self, sequence: u64) {
+        if let Some(known) = self.shared.known() {
+            self.shared.set_known(Known {
+                sequence: known.sequence.max(sequence),
+                position: known.position.max(self.proven),
+                at: SystemTime::now(),
+                ..known
+            });
+        }
     }
 
     /// Nothing is left to send.
@@ -447,6 +673,13 @@ fn reply_to<'a>(reply: &'a mut Vec<u8>, inbox: &str, token: u64) -> &'a [u8] {
     reply.extend_from_slice(inbox.as_bytes());
     frame::decimal(reply, token);
     reply
+}
+
+#[inline]
+fn expect(out: &mut Vec<u8>, sequence: u64) {
+    out.extend_from_slice(b"Nats-Expected-Last-Sequence: ");
+    frame::decimal(out, sequence);
+    out.extend_from_slice(b"\r\n");
 }
 
 async fn until(deadline: Option<Instant>) {

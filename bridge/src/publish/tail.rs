@@ -4,6 +4,9 @@
 //! Invariant: both come from the stream's leader, so nothing that was acked is missing from them; and
 //! the event is at or before that sequence, with none of ours between.
 
+use std::time::Duration;
+
+use async_nats::jetstream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -50,6 +53,8 @@ pub struct Tail {
     pub position: Position,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
+    /// How long the stream keeps a message; None: as long as there is room.
+    pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
 }
@@ -69,6 +74,9 @@ struct InfoAnswer {
 struct Config {
     #[serde(default)]
     max_msg_size: i64,
+    /// In nanoseconds; 0 for no limit.
+    #[serde(default)]
+    max_age: u64,
 }
 
 #[derive(Deserialize)]
@@ -96,18 +104,13 @@ const MOVES_MAX: u32 = 16;
 /// Asks for both until they belong together. `filter` is the wildcard of the bridge's own subjects.
 pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
     for _ in 0..MOVES_MAX {
-        let (created, max_msg_size, last_sequence) = info(connection, stream).await?;
+        let tail = info(connection, stream).await?;
         let (sequence, position) = last_event(connection, stream, filter).await?;
         // What a connection given up on still had in the server's queue is stored meanwhile. A
         // position ahead of the sequence would be as bad as one behind it: of the chain that starts
         // there the server refuses the first messages and takes one in the middle.
-        if sequence <= last_sequence {
-            return Ok(Tail {
-                last_sequence,
-                position,
-                created,
-                max_msg_size,
-            });
+        if sequence <= tail.last_sequence {
+            return Ok(Tail { position, ..tail });
         }
     }
     Err(Error::Moving {
@@ -115,11 +118,8 @@ pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Re
     })
 }
 
-/// When the stream was made, its limit for a message, its last sequence.
-async fn info(
-    connection: &mut Connection,
-    stream: &str,
-) -> Result<(String, Option<usize>, u64), Error> {
+/// The stream itself; its position is still to be found.
+async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> {
     let answer = connection
         .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
         .await?;
@@ -132,13 +132,26 @@ async fn info(
             config: Some(config),
             state: Some(state),
             ..
-        } => {
-            let max_msg_size = usize::try_from(config.max_msg_size).ok();
-            let max_msg_size = max_msg_size.filter(|&size| size > 0);
-            Ok((created, max_msg_size, state.last_seq))
-        }
+        } => Ok(Tail {
+            last_sequence: state.last_seq,
+            position: Position::START,
+            created,
+            max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
+            max_msg_size: usize::try_from(config.max_msg_size)
+                .ok()
+                .filter(|&size| size > 0),
+        }),
         InfoAnswer { .. } => Err(not_understood(stream, &answer)),
     }
+}
+
+/// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
+pub async fn created(context: &jetstream::Context, stream: &str) -> Option<String> {
+    let answer: serde_json::Value = context
+        .request(format!("STREAM.INFO.{stream}"), &())
+        .await
+        .ok()?;
+    Some(answer.get("created")?.as_str()?.to_owned())
 }
 
 /// Sequence and position of the last event; 0 and `START` when there is none.
@@ -170,8 +183,12 @@ async fn last_event(
         sequence: message.seq,
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
-    let tail = wire::event::Tail::decode(&payload).map_err(|_| foreign())?;
-    Ok((message.seq, tail.position()))
+    if let Ok(tail) = wire::event::Tail::decode(&payload) {
+        return Ok((message.seq, tail.position()));
+    }
+    // Behind a gap nothing was published yet.
+    let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
+    Ok((message.seq, Position::new(gap.to, 0)))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {
