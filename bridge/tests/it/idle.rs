@@ -59,7 +59,7 @@ fn a_full_ring_does_not_silence_the_feedback() {
 
     rig.nats().pause();
     rig.write_numbers(20_000);
-    bridge.wait_until_ring_holds(900);
+    bridge.wait_until_ring_holds(500);
     let full_since = rig.value("SELECT clock_timestamp()");
     eventually(
         DEADLINE,
