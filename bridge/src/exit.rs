@@ -38,7 +38,9 @@ pub fn of_source(error: &source::Error) -> u8 {
     let error = match error {
         source::Error::Postgres(error) => error,
         source::Error::Identity(_) => return OTHER_HISTORY,
-        source::Error::Decode(_) | source::Error::Assemble(_) => return FAILURE,
+        source::Error::Decode(_) | source::Error::Assemble(_) | source::Error::ServerStopping => {
+            return FAILURE;
+        }
     };
     match error {
         Error::SlotMissing(_) => SLOT_MISSING,

@@ -16,7 +16,7 @@ use wire::{Lsn, Position, SubjectPattern};
 use crate::assembler::{self, Assembler};
 use crate::config::TableFilter;
 use crate::event::Slab;
-use crate::feedback::Feedback;
+use crate::feedback::{Feedback, Pings};
 use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::pgoutput;
@@ -37,6 +37,8 @@ pub enum Error {
     Decode(#[from] pgoutput::decode::Error),
     #[error("the messages of pgoutput are out of order")]
     Assemble(#[from] assembler::Error),
+    #[error("PostgreSQL is shutting down and waits for what is not confirmed yet; letting it go")]
+    ServerStopping,
     #[error(transparent)]
     Identity(#[from] identity::Error),
 }
@@ -46,7 +48,7 @@ impl Error {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Postgres(error) => error.is_retryable(),
-            Self::Decode(_) | Self::Assemble(_) => true,
+            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping => true,
             Self::Identity(_) => false,
         }
     }
@@ -130,7 +132,11 @@ impl Source {
                     STANDBY_RETRY / 2
                         + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
                 }
-                Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) | Error::Identity(_) => {
+                Error::Postgres(_)
+                | Error::Decode(_)
+                | Error::Assemble(_)
+                | Error::ServerStopping
+                | Error::Identity(_) => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
                     tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
@@ -180,6 +186,7 @@ impl Source {
                 self.producer.slab(),
             ),
             feedback: Feedback::new(Instant::now()),
+            pings: Pings::new(Instant::now()),
             gulp: Gulp::default(),
             wal_end: Lsn::INVALID,
         };
@@ -216,6 +223,7 @@ impl Source {
         let nap = run.gulp.nap_after(started.elapsed(), bytes);
         let mut messages = 0;
         let mut is_reply_due = false;
+        let mut is_stopping = false;
         loop {
             // What did not fit goes into the ring before the next frame is looked at.
             let mut sealed = Vec::new();
@@ -241,6 +249,7 @@ impl Source {
                 }) => {
                     run.wal_end = run.wal_end.max(wal_end);
                     is_reply_due |= reply_requested;
+                    is_stopping |= reply_requested && run.pings.asked(started);
                 }
             }
             messages += 1;
@@ -256,6 +265,9 @@ impl Source {
             self.hand_over(slab, stream, run)?;
         }
         self.feedback(stream, run, is_reply_due)?;
+        if is_stopping && self.shared.confirmed() < run.wal_end {
+            return Err(Error::ServerStopping);
+        }
         if let Some(nap) = nap {
             std::thread::sleep(nap);
         }
@@ -305,7 +317,9 @@ impl Source {
         }
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
-            stream.send_status(confirmed, confirmed, confirmed, false)?;
+            // Received, but not to be forgotten before it is confirmed.
+            let received = run.wal_end.max(confirmed);
+            stream.send_status(received, confirmed, confirmed, false)?;
             run.feedback.sent(confirmed, now);
             self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         }
@@ -366,6 +380,7 @@ fn ensure_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>,
 struct Run {
     assembler: Assembler,
     feedback: Feedback,
+    pings: Pings,
     gulp: Gulp,
     /// The highest WAL end a keepalive named.
     wal_end: Lsn,
