@@ -59,7 +59,8 @@ fn a_full_ring_does_not_silence_the_feedback() {
 
     rig.nats().pause();
     rig.write_numbers(20_000);
-    bridge.wait_until_ring_holds(500);
+    // A slab is refused when it does not fit, so a full ring may hold far less than its budget.
+    bridge.wait_until_ring_holds(1);
     let full_since = rig.value("SELECT clock_timestamp()");
     eventually(
         DEADLINE,
