@@ -54,6 +54,8 @@ pub struct Tail {
     pub position: Position,
     /// Each filter with the sequence of the last message under it, as far as there is one.
     pub own: Vec<(String, u64)>,
+    /// The stream holds no message, whoever wrote it.
+    pub is_empty: bool,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
     /// How long the stream keeps a message; None: as long as there is room.
@@ -66,9 +68,11 @@ pub struct Tail {
 impl Tail {
     /// The stream's last message is under none of the filters.
     pub fn ends_with_foreign(&self) -> bool {
-        self.own
-            .iter()
-            .all(|(_, sequence)| *sequence < self.last_sequence)
+        !self.is_empty
+            && self
+                .own
+                .iter()
+                .all(|(_, sequence)| *sequence < self.last_sequence)
     }
 }
 
@@ -101,6 +105,7 @@ struct Config {
 
 #[derive(Deserialize)]
 struct State {
+    messages: u64,
     last_seq: u64,
 }
 
@@ -173,6 +178,7 @@ async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> 
             last_sequence: state.last_seq,
             position: Position::START,
             own: Vec::new(),
+            is_empty: state.messages == 0,
             created,
             max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
             max_msg_size: usize::try_from(config.max_msg_size)

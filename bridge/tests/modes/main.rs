@@ -1,0 +1,129 @@
+//! How messages are published: each mode, and several bridges on one stream.
+//!
+//! In: numbered rows while something breaks. Out: what stream CDC holds.
+//! Must hold: the suite relies on the nats-server of the system alone (2.9 on Debian 12); what newer ones
+//! offer is tried by `cargo run -p bridge --example modes`.
+
+mod rig;
+
+use rig::{Rig, numbers};
+use stack::Options;
+
+#[test]
+fn auto_chains_on_a_server_without_fast_batches_and_says_so() {
+    let rig = Rig::new(Options::default());
+    let bridge = rig.bridge("s1", &["--table", "a"]);
+    rig.insert("a", 1..=100);
+    rig.wait_stored("a", 100);
+
+    let status = bridge.status();
+    assert_eq!(status["publish_mode"], "chain");
+    let reason = status["publish_mode_reason"].as_str().unwrap();
+    assert!(reason.contains("older than 2.14.0"), "{reason}");
+    let said = bridge.said();
+    assert_eq!(
+        said.matches("how messages are published").count(),
+        1,
+        "{said}"
+    );
+    bridge.drain();
+}
+
+#[test]
+fn what_cannot_be_had_gives_way_to_the_chain() {
+    let rig = Rig::new(Options::default());
+    let bridge = rig.bridge("s1", &["--table", "a", "--publish-mode", "fast"]);
+    rig.insert("a", 1..=100);
+    rig.wait_stored("a", 100);
+
+    assert_eq!(bridge.status()["publish_mode"], "chain");
+    bridge.drain();
+}
+
+#[test]
+fn message_ids_keep_kills_within_the_window_from_repeating() {
+    let rig = Rig::new(Options::default());
+    let arguments = [
+        "--table",
+        "a",
+        "--publish-mode",
+        "msg-id",
+        "--durability",
+        "acked",
+    ];
+    rig.bridge("s1", &arguments).drain();
+    rig.insert("a", 1..=20_000);
+
+    for stored in [1, 3_000, 3_001, 12_000] {
+        let bridge = rig.launch("s1", &arguments);
+        rig.wait_stored("a", stored);
+        bridge.kill();
+    }
+    let bridge = rig.bridge("s1", &arguments);
+    rig.wait_last("a", 20_000);
+    bridge.drain();
+
+    assert_eq!(
+        numbers(&rig.read("cdc.a.*")),
+        (1..=20_000).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn every_mode_can_write_message_ids() {
+    let rig = Rig::new(Options::default());
+    let bridge = rig.bridge("s1", &["--table", "a", "--msg-id"]);
+    rig.insert("a", 1..=10);
+    rig.wait_stored("a", 10);
+    bridge.drain();
+
+    for message in rig.read("cdc.a.*") {
+        let id = message.msg_id.expect("each has one");
+        assert_eq!(wire::message_id::position(&id), message.event.position());
+    }
+}
+
+#[test]
+fn a_second_bridge_on_the_stream_makes_both_share_it() {
+    let rig = Rig::new(Options::default());
+    let first = rig.bridge("s1", &["--table", "a"]);
+    rig.insert("a", 1..=1_000);
+    let writer = rig.keep_writing("a", 1_001..=30_000);
+    let second = rig.bridge("s2", &["--table", "b"]);
+    rig.insert("b", 1..=5_000);
+    writer.join().expect("PostgreSQL takes the rows");
+    rig.wait_last("a", 30_000);
+    rig.wait_last("b", 5_000);
+
+    for bridge in [first, second] {
+        assert_eq!(bridge.status()["publish_mode"], "msg-id");
+        bridge.drain();
+    }
+    assert_eq!(
+        numbers(&rig.read("cdc.a.*")),
+        (1..=30_000).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        numbers(&rig.read("cdc.b.*")),
+        (1..=5_000).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn bridges_whose_tables_overlap_do_not_share_a_stream() {
+    let rig = Rig::new(Options::default());
+    let first = rig.bridge("s1", &["--table", "a"]);
+
+    for tables in [&["--table", "b,a"][..], &[]] {
+        let second = rig.launch("s2", tables);
+        let status = second.wait(rig::DEADLINE);
+        assert_eq!(status.code(), Some(2));
+        let said = second.said();
+        assert!(
+            said.contains("slot s1 publishes cdc.a.* into stream CDC already"),
+            "{said}"
+        );
+    }
+    assert!(first.is_running());
+    first.drain();
+}
