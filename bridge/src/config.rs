@@ -12,6 +12,7 @@ use daemon::secret::Secret;
 use daemon::units;
 use wire::SubjectPattern;
 
+use crate::durability::Durability;
 use crate::publish::{mode, oversize};
 use crate::ring::Budget;
 
@@ -79,9 +80,12 @@ pub struct Arguments {
     /// or at once because NATS syncs each message (`fsync`, needs `sync_interval: always`)
     #[arg(long, value_enum, default_value_t = Durability::Held)]
     durability: Durability,
-    /// How long `held` holds; more than NATS's sync_interval [default: 130s]
-    #[arg(long, value_name = "TIME", default_value = "130s", hide_default_value = true, value_parser = units::duration)]
-    hold: Duration,
+    /// How long `held` holds [default: 10s more than NATS's sync_interval, 130s where that is not known]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    hold: Option<Duration>,
+    /// Monitoring port of NATS, which tells its sync_interval [default: port 8222 of the first server]
+    #[arg(long, value_name = "HOST:PORT")]
+    nats_monitoring: Option<String>,
     /// Go on with a stream that was purged or made anew, telling consumers of the gap
     #[arg(long)]
     accept_stream_reset: bool,
@@ -119,17 +123,6 @@ enum OversizeArgument {
     Halt,
 }
 
-/// What must have happened to an event before PostgreSQL may remove its WAL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Durability {
-    /// JetStream has acked it. A power cut of the NATS host may still take it.
-    Acked,
-    /// JetStream has acked it longer ago than it leaves files unsynced.
-    Held,
-    /// JetStream has acked it and syncs before it acks.
-    Fsync,
-}
-
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogArgument {
     Text,
@@ -153,8 +146,10 @@ pub struct Config {
     pub has_msg_id: bool,
     pub oversize: oversize::Policy,
     pub durability: Durability,
-    /// How long an acked event's WAL is kept.
-    pub hold: Duration,
+    /// How long an acked event's WAL is kept, where that was said.
+    pub hold: Option<Duration>,
+    /// `host:port`.
+    pub nats_monitoring: String,
     pub accepts_stream_reset: bool,
     pub drain_timeout: Duration,
     pub ring: Budget,
@@ -247,7 +242,6 @@ impl Config {
         }
         Ok(Self {
             postgres,
-            nats,
             cdc_stream,
             init_stream,
             slot: arguments.slot,
@@ -270,16 +264,17 @@ impl Config {
                 OversizeArgument::Halt => oversize::Policy::Halt,
             },
             durability: arguments.durability,
-            hold: match arguments.durability {
-                Durability::Held => arguments.hold,
-                Durability::Acked | Durability::Fsync => Duration::ZERO,
-            },
+            hold: arguments.hold,
+            nats_monitoring: arguments
+                .nats_monitoring
+                .unwrap_or_else(|| monitoring(&nats)),
             accepts_stream_reset: arguments.accept_stream_reset,
             drain_timeout: arguments.drain_timeout,
             ring: Budget {
                 events_max: arguments.ring_events.max(1),
                 bytes_max: usize::try_from(arguments.ring_bytes).unwrap_or(usize::MAX),
             },
+            nats,
             log_format: match arguments.log_format {
                 LogArgument::Text => daemon::telemetry::LogFormat::Text,
                 LogArgument::Json => daemon::telemetry::LogFormat::Json,
@@ -362,6 +357,15 @@ pub fn names(name: &str, schema: &str, table: &str) -> bool {
         .and_then(|rest| rest.strip_prefix('.'))
         .is_some_and(|rest| rest == table);
     is_qualified || (schema == wire::names::PUBLIC && name == table)
+}
+
+/// Where nats-server is told to answer in most configurations.
+fn monitoring(nats: &NatsOptions) -> String {
+    let host = nats
+        .servers()
+        .first()
+        .map_or("localhost", |server| server.host());
+    format!("{host}:8222")
 }
 
 fn streams(given: &[String]) -> Result<[String; 2], Error> {

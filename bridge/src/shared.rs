@@ -33,6 +33,7 @@ pub enum Condition {
 pub struct Shared {
     confirmed: AtomicU64,
     session: AtomicU32,
+    replications: AtomicU32,
     source: Mutex<Condition>,
     publisher: Mutex<Condition>,
     known: Mutex<Option<Known>>,
@@ -52,6 +53,7 @@ impl Default for Shared {
         Self {
             confirmed: AtomicU64::new(0),
             session: AtomicU32::new(0),
+            replications: AtomicU32::new(0),
             source: Mutex::new(Condition::Starting),
             publisher: Mutex::new(Condition::Starting),
             known: Mutex::new(None),
@@ -87,6 +89,16 @@ impl Shared {
     /// Makes the source read from the slot again and everything under way void.
     pub fn rewind(&self) {
         self.session.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The source has the slot again, or for the first time. Until then another bridge may have had it.
+    pub fn replication_started(&self) {
+        self.replications.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often the source got the slot; grows before the first slab of the new replication.
+    pub fn replications(&self) -> u32 {
+        self.replications.load(Ordering::Acquire)
     }
 
     pub fn source(&self) -> Condition {

@@ -171,6 +171,7 @@ impl Source {
             &self.origin.publications,
             &START_OPTIONS,
         )?;
+        self.shared.replication_started();
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
         tracing::info!(slot = self.origin.slot, "replication started");

@@ -20,7 +20,7 @@ use crate::admin::Admin;
 use crate::catalog::Catalog;
 use crate::checkpoint::{self, Fixed};
 use crate::claims::{self, Claim, Claims};
-use crate::config::{Config, Durability};
+use crate::config::Config;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
@@ -32,7 +32,7 @@ use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::SchemaRegistry;
 use crate::shared::{Condition, Shared};
 use crate::source::{Origin, Source};
-use crate::{exit, monitor, preflight, streams};
+use crate::{durability, exit, monitor, preflight, streams};
 
 /// Runs the bridge until it is asked to stop, or cannot go on.
 pub async fn run(config: Config) -> u8 {
@@ -40,11 +40,22 @@ pub async fn run(config: Config) -> u8 {
         Ok(shutdown) => shutdown,
         Err(error) => return fail("cannot listen to signals", &error, exit::FAILURE),
     };
+    let seen = durability::look(&config.nats_monitoring).await;
+    let durability = match durability::effective(
+        config.durability,
+        config.hold,
+        seen,
+        &config.nats_monitoring,
+    ) {
+        Ok(durability) => durability,
+        Err(error) => return fail("cannot start", &error, exit::USAGE),
+    };
+    let hold = durability.hold;
     let (producer, consumer, gauge) = ring::ring(config.ring);
     let admin = Admin {
         started: Instant::now(),
         slot: config.slot.clone(),
-        durability: durability(&config),
+        durability: durability.exposure,
         shared: Arc::new(Shared::default()),
         metrics: Metrics::new(),
         ring: gauge,
@@ -77,7 +88,7 @@ pub async fn run(config: Config) -> u8 {
         _ = shutdown.wait() => Err(exit::DRAINED),
     };
     let code = match prepared {
-        Ok(prepared) => stream(&config, &admin, producer, consumer, prepared).await,
+        Ok(prepared) => stream(&config, hold, &admin, producer, consumer, prepared).await,
         Err(code) => code,
     };
     println!("{}", monitor::line(&admin));
@@ -130,10 +141,7 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
     if config.accepts_stream_reset {
         admin.shared.accept_reset();
     }
-    tracing::info!(
-        durability = admin.durability,
-        "PostgreSQL keeps WAL until then"
-    );
+    tracing::info!(exposure = admin.durability, "durability");
     let claims = claim(config, &store).await?;
     Ok(Prepared {
         jetstream,
@@ -207,21 +215,6 @@ async fn remember(
     Ok(store)
 }
 
-fn durability(config: &Config) -> String {
-    match config.durability {
-        Durability::Acked => {
-            "acked: a power cut of the NATS host may take what was acked since its last sync \
-            (sync_interval, 2 min by default)"
-                .to_owned()
-        }
-        Durability::Held => format!(
-            "held: WAL of the last {:?} is kept, so that a power cut of the NATS host loses nothing",
-            config.hold
-        ),
-        Durability::Fsync => "fsync: NATS is said to sync each message before it acks".to_owned(),
-    }
-}
-
 async fn ensure_streams(
     config: &Config,
     jetstream: &jetstream::Context,
@@ -238,6 +231,7 @@ async fn ensure_streams(
 /// The road itself, from start to drain.
 async fn stream(
     config: &Config,
+    hold: Duration,
     admin: &Admin,
     producer: Producer,
     mut consumer: Consumer,
@@ -284,7 +278,7 @@ async fn stream(
             gap_subject: config.subjects.gap(),
             slot: config.slot.clone(),
             limits: Limits::default(),
-            hold: config.hold,
+            hold,
             name: format!("bridge {} publisher", config.slot),
         },
         consumer,

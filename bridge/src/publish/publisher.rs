@@ -126,6 +126,8 @@ pub struct Publisher {
     gap: Option<Gap>,
     /// The last event that was sent, or is known to be stored. Anything at or below it is a repeat.
     floor: Position,
+    /// The replication whose events may follow the floor; see `Shared::replications`.
+    replication: u32,
     /// A larger message would not be taken: the lesser of the server's and the stream's limit.
     message_bytes_max: usize,
     registry: SchemaRegistry,
@@ -168,6 +170,7 @@ impl Publisher {
             has_proven_events: false,
             gap: None,
             floor: Position::START,
+            replication: 0,
             message_bytes_max: 0,
             registry,
             oversize,
@@ -524,8 +527,19 @@ impl Publisher {
     /// Encodes what the window and the buffer have room for.
     async fn fill(&mut self, connection: &mut Connection) -> Result<(), Error> {
         while connection.unsent() < UNSENT_BYTES_MAX && !self.chain.is_full() {
-            if self.cursor == self.retained.len() && !self.take_slab().await {
-                return Ok(());
+            if self.cursor == self.retained.len() {
+                if !self.take_slab().await {
+                    return Ok(());
+                }
+                // The slot may have moved on while another bridge had it. Its events follow only a
+                // tail that was read since: behind an older one rows would be missing, and the
+                // server would take the first message that happens to fit.
+                let replication = self.shared.replications();
+                if self.replication != replication {
+                    self.resume(connection).await?;
+                    self.replication = replication;
+                    continue;
+                }
             }
             match self.encode_slab(connection) {
                 Progress::SlabDone => self.cursor += 1,

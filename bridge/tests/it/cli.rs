@@ -237,6 +237,24 @@ fn a_slot_dropped_under_it_ends_it_with_10_and_is_not_made_again() {
 }
 
 #[test]
+fn a_publication_dropped_under_it_ends_it_with_13() {
+    let rig = Rig::new();
+    rig.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let bridge = rig.bridge(&[]);
+
+    rig.sql("DROP PUBLICATION cdc_pub");
+    rig.sql("INSERT INTO t VALUES (1)");
+    let status = bridge.wait(DEADLINE);
+
+    assert_eq!(status.code(), Some(13), "{}", bridge.log_tail());
+    assert!(
+        bridge.said().contains("CREATE PUBLICATION"),
+        "{}",
+        bridge.said()
+    );
+}
+
+#[test]
 fn a_slot_of_another_database_ends_it_with_12() {
     let mut rig = Rig::new();
     let other = Rig::new();

@@ -287,6 +287,19 @@ impl Bridge {
             .unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
     }
 
+    /// Waits until this many events are between decoder and ack.
+    #[track_caller]
+    pub fn wait_until_ring_holds(&self, events: u32) {
+        eventually(DEADLINE, "the ring fills", || {
+            let held = self.metric("bridge_ring_events");
+            if held >= f64::from(events) {
+                Ok(())
+            } else {
+                Err(held)
+            }
+        });
+    }
+
     /// Status code and body.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str) -> (u16, String) {

@@ -58,6 +58,30 @@ fn a_row_too_wide_for_a_message_leaves_a_stub_and_its_body_in_the_object_store()
     assert_same(&events[5].columns[..1], &[int("id", 5)]);
 }
 
+#[test]
+fn a_wide_row_under_replica_identity_full_leaves_a_stub_without_columns() {
+    let rig = Rig::with_nats(Options::default().nats_config("max_payload: 64KB"));
+    rig.sql(
+        "CREATE TABLE t (id int, body text); ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t VALUES (1, repeat('wide', 50000))",
+    );
+    let bridge = rig.bridge(&[]);
+
+    let row = rig.rows("t", "");
+    rig.sql("UPDATE t SET id = 2");
+    rig.sql("DELETE FROM t");
+    let events = rig.events();
+    bridge.drain();
+
+    let [update, delete] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert!(update.columns.is_empty() && update.old.is_empty());
+    assert_same(&whole(&rig, update).old, &row[0]);
+    assert!(delete.columns.is_empty());
+    assert_eq!(whole(&rig, delete).columns[0], int("id", 2));
+}
+
 /// What a consumer does with a stub.
 fn whole(rig: &Rig, stub: &Event) -> Event {
     let oversize = stub.oversize.as_ref().expect("it is a stub");
