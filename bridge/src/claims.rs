@@ -86,7 +86,7 @@ pub fn judge(own: &Claim, others: &[Other]) -> Result<Verdict, Error> {
 }
 
 /// Some subject is under both.
-fn overlaps(a: &str, b: &str) -> bool {
+pub fn overlaps(a: &str, b: &str) -> bool {
     let (mut a, mut b) = (a.split('.'), b.split('.'));
     loop {
         match (a.next(), b.next()) {

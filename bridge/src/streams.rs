@@ -39,12 +39,12 @@ pub async fn ensure_cdc(
     name: &str,
     subjects: &str,
 ) -> Result<(), Error> {
-    ensure(context, name, subjects, batches(context)).await
+    ensure(context, name, subjects, true).await
 }
 
 /// The stream of the snapshots.
 pub async fn ensure_init(context: &jetstream::Context, name: &str) -> Result<(), Error> {
-    ensure(context, name, INIT_SUBJECTS, Batches::default()).await
+    ensure(context, name, INIT_SUBJECTS, false).await
 }
 
 /// Kinds of batches a stream may allow.
@@ -68,11 +68,19 @@ async fn ensure(
     context: &jetstream::Context,
     name: &str,
     subjects: &str,
-    batches: Batches,
+    is_batched: bool,
 ) -> Result<(), Error> {
     match context.get_stream(name).await {
         Ok(stream) => check(&stream.cached_info().config, subjects),
-        Err(error) if is_missing(&error) => create(context, name, subjects, batches).await,
+        Err(error) if is_missing(&error) => {
+            // Only now is there surely a connection that knows the server's version.
+            let batches = if is_batched {
+                batches(context)
+            } else {
+                Batches::default()
+            };
+            create(context, name, subjects, batches).await
+        }
         Err(source) => Err(Error::Read {
             stream: name.to_owned(),
             source,

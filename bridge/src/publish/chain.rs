@@ -113,6 +113,8 @@ pub struct Chain {
     order: Order,
     /// Sequence of the message sent last, if all goes well.
     last_sequence: u64,
+    /// That of the last `restart`.
+    base_sequence: u64,
     /// Highest sequence proven.
     acked_sequence: u64,
     /// Highest sequence of the stream that was named by an ack or a tail.
@@ -134,6 +136,7 @@ impl Chain {
             limits,
             order: Order::Sequence,
             last_sequence: 0,
+            base_sequence: 0,
             acked_sequence: 0,
             stored_sequence: 0,
             proven: Position::START,
@@ -154,6 +157,7 @@ impl Chain {
     /// Starts behind the stream's last message. What was in flight is void, and so are its answers.
     pub fn restart(&mut self, last_sequence: u64) {
         self.last_sequence = last_sequence;
+        self.base_sequence = last_sequence;
         self.acked_sequence = last_sequence;
         self.stored_sequence = last_sequence;
         self.is_pausing = false;
@@ -172,6 +176,11 @@ impl Chain {
     #[inline]
     pub fn expected(&self) -> u64 {
         self.last_sequence
+    }
+
+    /// Where the chain began.
+    pub fn base(&self) -> u64 {
+        self.base_sequence
     }
 
     /// Highest sequence known to be stored, with all before it.

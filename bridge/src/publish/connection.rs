@@ -66,6 +66,7 @@ pub struct Connection {
     /// `_INBOX.<unique>.`; what follows tells the answers apart.
     inbox: String,
     requests: u64,
+    is_listening: bool,
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,6 +116,7 @@ impl Connection {
                 daemon::backoff::random()
             ),
             requests: 0,
+            is_listening: false,
         };
         match connection.receive().await? {
             Incoming::Info(info) => connection.info = parse_info(&info)?,
@@ -175,6 +177,24 @@ impl Connection {
     /// Prefix of the reply subjects this connection hears.
     pub fn inbox(&self) -> &str {
         &self.inbox
+    }
+
+    /// From now on also hears what others publish on `subjects`; the server leaves out what is published
+    /// on this connection.
+    pub fn listen(&mut self, subjects: &str) {
+        if !self.is_listening {
+            self.is_listening = true;
+            let frame = format!("SUB {subjects} 2\r\n");
+            self.out.extend_from_slice(frame.as_bytes());
+        }
+    }
+
+    /// Ends that.
+    pub fn stop_listening(&mut self) {
+        if self.is_listening {
+            self.is_listening = false;
+            self.out.extend_from_slice(b"UNSUB 2\r\n");
+        }
     }
 
     /// Writes and reads what the socket takes and gives; returns when it did either.

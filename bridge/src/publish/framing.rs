@@ -49,6 +49,15 @@ impl Framing {
         }
     }
 
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The subject is an answer to this connection.
+    pub fn is_answer(&self, subject: &str) -> bool {
+        subject.starts_with(&self.inbox)
+    }
+
     /// Starts over behind `tail`.
     pub fn restart(&mut self, mode: Mode, inbox: &str, tail: &Tail) {
         self.mode = mode;

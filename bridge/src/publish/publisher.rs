@@ -26,6 +26,7 @@ use super::oversize::{self, Oversize};
 use super::protocol::Incoming;
 use super::tail::{self, Tail};
 use crate::checkpoint;
+use crate::claims;
 use crate::encode;
 use crate::event::{Event, Slab, Table};
 use crate::hold::Hold;
@@ -96,6 +97,8 @@ impl Target {
     }
 }
 
+const FOREIGN_SUBJECTS_MAX: usize = 64;
+
 /// See `Publisher::proven_before`.
 struct Proven {
     position: Position,
@@ -124,6 +127,8 @@ pub struct Publisher {
     sent: Position,
     /// Published before the next event.
     gap: Option<Gap>,
+    /// Subjects on which others were heard since the chain began; at most `FOREIGN_SUBJECTS_MAX`.
+    foreign: Vec<String>,
     /// The last event that was sent, or is known to be stored. Anything at or below it is a repeat.
     floor: Position,
     /// The replication whose events may follow the floor; see `Shared::replications`.
@@ -169,6 +174,7 @@ impl Publisher {
             proven: Position::START,
             has_proven_events: false,
             gap: None,
+            foreign: Vec::new(),
             floor: Position::START,
             replication: 0,
             message_bytes_max: 0,
@@ -235,6 +241,7 @@ impl Publisher {
     async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
         let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
         let proven = self.proven_before(&tail);
+        self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
         if self.sent > Position::START && floor > self.sent {
             self.yield_to_another(floor);
@@ -243,6 +250,9 @@ impl Publisher {
         if mode == Mode::MsgId && proven.position < floor {
             warn_of_repeats(&tail, proven.at);
             floor = proven.position;
+        }
+        if mode != Mode::Chain {
+            connection.stop_listening();
         }
         self.framing.restart(mode, connection.inbox(), &tail);
         self.chain.set_order(match mode {
@@ -305,9 +315,11 @@ impl Publisher {
         mode
     }
 
-    /// Another bridge waits for this one to leave a mode that needs the stream alone.
+    /// Another bridge waits for this one to leave a mode that needs the stream alone, or somebody was
+    /// heard who did not wait.
     async fn notice_sharing(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        if self.target.is_shared || !self.shared.is_stream_shared() {
+        let has_company = self.shared.is_stream_shared() && !self.target.is_shared;
+        if !has_company && self.foreign.is_empty() {
             return Ok(());
         }
         self.chain.pause();
@@ -334,6 +346,60 @@ impl Publisher {
                 at: known.at,
             },
         )
+    }
+
+    /// Somebody else has published into the stream. A bridge on the same slot sends the same events, each
+    /// with the same sequence, so it harms nobody.
+    fn hear(&mut self, subject: String, payload: &[u8]) {
+        let is_own = |filter: &String| claims::overlaps(filter, &subject);
+        let is_twin =
+            self.target.filters.iter().any(is_own) && wire::event::Tail::decode(payload).is_ok();
+        if !is_twin && self.foreign.len() < FOREIGN_SUBJECTS_MAX && !self.foreign.contains(&subject)
+        {
+            self.foreign.push(subject);
+        }
+    }
+
+    /// A foreign message takes the sequence of one of ours, which is refused without an answer; those
+    /// behind it fit again. That cannot be mended, because order is lost: it is told.
+    async fn judge_foreign(
+        &mut self,
+        connection: &mut Connection,
+        tail: &Tail,
+    ) -> Result<(), Error> {
+        let own_last = tail.own.iter().map(|(_, sequence)| *sequence).max();
+        let through = own_last.unwrap_or(0).min(self.chain.expected());
+        let mut events = 0;
+        for subject in &self.foreign {
+            let stream = &self.target.stream;
+            let base = self.chain.base();
+            events += tail::sequences(connection, stream, subject, base, through)
+                .await?
+                .len();
+        }
+        let subjects = std::mem::take(&mut self.foreign);
+        if !subjects.is_empty() {
+            self.target.is_shared |= self.target.has_own_tables();
+        }
+        if events > 0 {
+            tracing::error!(
+                stream = self.target.stream,
+                ?subjects,
+                events,
+                "somebody else publishes into the stream, and messages took the places of events: these are lost, \
+                 consumers are told. Keep others off these subjects, or start the bridge with --table"
+            );
+            let from = self
+                .shared
+                .known()
+                .map_or(Position::START, |known| known.position);
+            self.tell_gap(
+                from.commit_lsn,
+                self.floor.commit_lsn,
+                Reason::ForeignWriter,
+            );
+        }
+        Ok(())
     }
 
     /// Compares the tail with what is known of the stream. Gives the position to go on behind.
@@ -498,6 +564,9 @@ impl Publisher {
             self.notice_sharing(connection).await?;
             self.notice_new_slot();
             self.send_gap(connection);
+            if self.framing.mode() == Mode::Chain && !self.is_starved() {
+                connection.listen(&self.target.subjects.stream_subjects());
+            }
             self.fill(connection).await?;
             if !self.chain.is_idle() {
                 self.sent = self.floor;
@@ -685,10 +754,23 @@ impl Publisher {
         } = incoming
         else {
             return match incoming {
+                Incoming::Error(error)
+                    if error.contains("Permissions Violation for Subscription") =>
+                {
+                    tracing::warn!(
+                        error,
+                        "others who publish into the stream are not heard; let the NATS user subscribe to its subjects"
+                    );
+                    Ok(())
+                }
                 Incoming::Error(error) => Err(connection::Error::Refused(error).into()),
                 _ => Ok(()),
             };
         };
+        if !self.framing.is_answer(&subject) {
+            self.hear(subject, &payload);
+            return Ok(());
+        }
         let Some(token) = self.framing.token(&subject) else {
             return Ok(());
         };

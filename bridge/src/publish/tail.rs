@@ -194,6 +194,28 @@ async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> 
     }
 }
 
+/// Sequences of the messages on `subject` in `(after, through]`, at most `FOREIGN_MAX` of them.
+pub async fn sequences(
+    connection: &mut Connection,
+    stream: &str,
+    subject: &str,
+    after: u64,
+    through: u64,
+) -> Result<Vec<u64>, Error> {
+    let mut found: Vec<u64> = Vec::new();
+    while found.len() < FOREIGN_MAX {
+        let from = found.last().copied().unwrap_or(after) + 1;
+        let query = serde_json::json!({ "seq": from, "next_by_subj": subject }).to_string();
+        match get(connection, stream, &query).await? {
+            Some(message) if message.seq <= through => found.push(message.seq),
+            Some(_) | None => break,
+        }
+    }
+    Ok(found)
+}
+
+const FOREIGN_MAX: usize = 1000;
+
 /// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
 pub async fn created(context: &jetstream::Context, stream: &str) -> Option<String> {
     let answer: serde_json::Value = context
@@ -210,21 +232,8 @@ async fn last_event(
     filter: &str,
 ) -> Result<Option<(u64, Position)>, Error> {
     let query = serde_json::json!({ "last_by_subj": filter }).to_string();
-    let answer = connection
-        .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
-        .await?;
-    let message = match parse(stream, &answer)? {
-        GetAnswer {
-            error: Some(error), ..
-        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(None),
-        GetAnswer {
-            error: Some(error), ..
-        } => return Err(refused(stream, error)),
-        GetAnswer {
-            message: Some(message),
-            ..
-        } => message,
-        GetAnswer { .. } => return Err(not_understood(stream, &answer)),
+    let Some(message) = get(connection, stream, &query).await? else {
+        return Ok(None);
     };
     let foreign = || Error::Foreign {
         stream: stream.to_owned(),
@@ -238,6 +247,29 @@ async fn last_event(
     // Behind a gap nothing was published yet.
     let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
     Ok(Some((message.seq, Position::new(gap.to, 0))))
+}
+
+async fn get(
+    connection: &mut Connection,
+    stream: &str,
+    query: &str,
+) -> Result<Option<Stored>, Error> {
+    let answer = connection
+        .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), query)
+        .await?;
+    match parse(stream, &answer)? {
+        GetAnswer {
+            error: Some(error), ..
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => Ok(None),
+        GetAnswer {
+            error: Some(error), ..
+        } => Err(refused(stream, error)),
+        GetAnswer {
+            message: Some(message),
+            ..
+        } => Ok(Some(message)),
+        GetAnswer { .. } => Err(not_understood(stream, &answer)),
+    }
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {

@@ -6,8 +6,8 @@
 
 mod rig;
 
-use rig::{Rig, numbers};
-use stack::Options;
+use rig::{DEADLINE, Rig, numbers};
+use stack::{Options, eventually};
 
 #[test]
 fn auto_chains_on_a_server_without_fast_batches_and_says_so() {
@@ -116,7 +116,7 @@ fn bridges_whose_tables_overlap_do_not_share_a_stream() {
 
     for tables in [&["--table", "b,a"][..], &[]] {
         let second = rig.launch("s2", tables);
-        let status = second.wait(rig::DEADLINE);
+        let status = second.wait(DEADLINE);
         assert_eq!(status.code(), Some(2));
         let said = second.said();
         assert!(
@@ -126,4 +126,31 @@ fn bridges_whose_tables_overlap_do_not_share_a_stream() {
     }
     assert!(first.is_running());
     first.drain();
+}
+
+/// On 2.9 nothing can keep it from happening: see `publish::mode`.
+#[test]
+fn a_foreign_message_in_the_place_of_an_event_is_told_as_a_gap() {
+    let rig = Rig::new(Options::default());
+    let bridge = rig.bridge("s1", &["--table", "a"]);
+    let mut ids = (1..).step_by(10_000);
+
+    eventually(DEADLINE, "a foreign message hits", || {
+        let first = ids.next().expect("there is no end");
+        let writer = rig.keep_writing("a", first..=first + 9_999);
+        while !writer.is_finished() {
+            rig.publish("cdc.foreign.insert");
+        }
+        writer.join().expect("PostgreSQL takes the rows");
+        rig.wait_last("a", first + 9_999);
+        rig.holds("cdc.gap")
+    });
+
+    let said = bridge.said();
+    assert!(
+        said.contains("messages took the places of events"),
+        "{said}"
+    );
+    assert_eq!(bridge.status()["publish_mode"], "msg-id");
+    bridge.drain();
 }

@@ -19,7 +19,7 @@ pub const DEADLINE: Duration = Duration::from_mins(2);
 
 pub struct Rig {
     pub stack: Stack,
-    runtime: Runtime,
+    pub runtime: Runtime,
 }
 
 /// A running bridge. Dropping it kills it.
@@ -179,6 +179,21 @@ impl Rig {
         })
     }
 
+    /// Whether there is any message on the subject.
+    pub fn holds(&self, subject: &str) -> bool {
+        self.runtime.block_on(async {
+            let jetstream = self.jetstream().await;
+            let stream = jetstream
+                .get_stream("CDC")
+                .await
+                .expect("there is a stream");
+            stream
+                .get_last_raw_message_by_subject(subject)
+                .await
+                .is_ok()
+        })
+    }
+
     /// Somebody else's message.
     pub fn publish(&self, subject: &str) {
         self.runtime.block_on(async {
@@ -188,35 +203,7 @@ impl Rig {
         });
     }
 
-    /// Time between the first and the last message of table `a`, by the server's clock.
-    pub fn published_within(&self) -> Duration {
-        self.runtime.block_on(async {
-            let jetstream = self.jetstream().await;
-            let stream = jetstream
-                .get_stream("CDC")
-                .await
-                .expect("there is a stream");
-            let state = &stream.cached_info().state;
-            let first = stream.get_raw_message(state.first_sequence).await;
-            let last = stream.get_raw_message(state.last_sequence).await;
-            let took = last.expect("it is there").time - first.expect("it is there").time;
-            took.try_into().expect("time goes on")
-        })
-    }
-
-    /// CPU time of the nats-server so far.
-    pub fn nats_cpu(&self) -> Duration {
-        let pid = self.stack.nats().pid().expect("it runs");
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        // proc(5): utime and stime, in clock ticks of 10 ms.
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        ticks
-            .map(|ticks| Duration::from_millis(10) * ticks.parse().expect("a number"))
-            .sum()
-    }
-
-    async fn jetstream(&self) -> jetstream::Context {
+    pub async fn jetstream(&self) -> jetstream::Context {
         // async-nats does not send the user of a URL by itself.
         let options =
             async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into());

@@ -37,6 +37,8 @@ pub enum Reason {
     StreamReset,
     /// The database was restored to an earlier point, or is another one.
     DatabaseReset,
+    /// Somebody else published into the stream, and messages took the places of events.
+    ForeignWriter,
     /// A reason this version does not know. Never written.
     #[serde(other)]
     Unknown,
