@@ -42,11 +42,14 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 const REQUESTS_MAX: i64 = 10_000;
 /// How long the catalogue may take to answer a request.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// PostgreSQL from 16 on waits for the locks of published tables when it lists them.
+const CHECK_LOCK_TIMEOUT: &str = "SET lock_timeout = '500ms'";
 /// How long the drain waits for cancelled workers to say so.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until the shutdown.
-pub async fn run(settings: Settings, shared: Arc<Shared>, shutdown: Shutdown) {
+pub async fn run(settings: Settings, shutdown: Shutdown) {
+    let shared = settings.shared.clone();
     let name = format!("bridge {} snapshots", settings.slot);
     let client = match settings.nats.connect(&name, FirstConnect::Retry).await {
         Ok(client) => client,
@@ -239,11 +242,18 @@ impl Listener {
         let publications = self.settings.publications.clone();
         let check = async {
             let client = self.catalog.client().await?;
-            let (target, _) = plan::find(client, schema, table, &publications).await?;
+            client.batch_execute(CHECK_LOCK_TIMEOUT).await?;
+            let target = plan::find(client, schema, table, &publications).await?;
             target.check(&options)
         };
         let checked = tokio::time::timeout(CHECK_TIMEOUT, check).await;
-        checked.unwrap_or_else(|_| Err(Failure::unavailable("PostgreSQL does not answer")))?;
+        match checked {
+            Ok(Ok(())) => {}
+            // A published table is locked just now. The worker has the patience to wait, and checks again.
+            Ok(Err(failure)) if failure.code == ErrorCode::LockTimeout => {}
+            Ok(Err(failure)) => return Err(failure),
+            Err(_) => return Err(Failure::unavailable("PostgreSQL does not answer")),
+        }
         match self.queue.request(schema, table, &options, new_id) {
             Answer::Queued(id) | Answer::Shared(id) => Ok(id),
             Answer::Full => Err(Failure::new(
@@ -301,7 +311,7 @@ impl Listener {
 
     async fn reached(&self, message: NatsMessage) {
         let reached = Reached {
-            lsn: self.settings.handoff.stored_lsn(),
+            lsn: self.settings.shared.handoff.stored_lsn(),
         };
         if let (Some(reply), Ok(json)) = (message.reply, serde_json::to_vec(&reached)) {
             let _ = self.client.publish(reply, json.into()).await;

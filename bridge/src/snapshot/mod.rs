@@ -30,7 +30,7 @@ use daemon::postgres::PostgresOptions;
 
 use crate::config::TableFilter;
 use crate::metrics::Metrics;
-use handoff::Handoff;
+use crate::shared::Shared;
 
 /// What snapshots need to know.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub struct Settings {
     /// How many are made at a time.
     pub workers_max: usize,
     pub chunk_rows_max: usize,
-    pub handoff: Arc<Handoff>,
+    pub shared: Arc<Shared>,
     pub metrics: Metrics,
 }
 

@@ -108,7 +108,7 @@ impl Worker {
         let limits = self.limits(job).await?;
         let (target, plan, joint, size) = self.join(client, &mut beside, job).await?;
         self.check_size(job, &size).await?;
-        let cdc_seq = self.settings.handoff.sequence_before(joint.lsn);
+        let cdc_seq = self.settings.shared.handoff.sequence_before(joint.lsn);
         let mut encoder = self
             .encoder(&mut beside, job, &plan, joint.lsn, limits)
             .await?;
@@ -123,7 +123,7 @@ impl Worker {
 
         let beside = beside.client().await?;
         let found = plan::find(beside, &job.schema, &job.table, &self.settings.publications).await;
-        if found.is_err() || found.is_ok_and(|(now, _)| now != target) {
+        if found.is_err() || found.is_ok_and(|now| now != target) {
             return Err(changed());
         }
         let meta = Meta {
@@ -154,12 +154,14 @@ impl Worker {
         job: &Job,
     ) -> Result<(Target, Plan, Joint, Size), Failure> {
         let publications = &self.settings.publications;
-        let (target, _) = plan::find(client, &job.schema, &job.table, publications).await?;
+        let patience = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
+        client.batch_execute(&patience).await?;
+        let target = plan::find(client, &job.schema, &job.table, publications).await?;
         let plan = target.plan(client, &job.options).await?;
         for _ in 0..ATTEMPTS_MAX {
             // PostgreSQL: the transaction's snapshot is taken by its first query; neither SET nor LOCK is
             // one. So what the snapshot shows is not older than the lock.
-            client.batch_execute(&begin()).await?;
+            client.batch_execute(BEGIN).await?;
             client.batch_execute(&plan.lock).await.map_err(|error| {
                 let failure = Failure::from(error);
                 if failure.code == ErrorCode::UnknownTable {
@@ -173,10 +175,11 @@ impl Worker {
                 .await?;
             let visibility = Visibility::parse(row.get(0))
                 .map_err(|error| Failure::unavailable(error.to_string()))?;
-            let (now, size) = plan::find(client, &job.schema, &job.table, publications).await?;
+            let now = plan::find(client, &job.schema, &job.table, publications).await?;
             if now != target {
                 return Err(changed());
             }
+            let size = plan::size(client, &target).await?;
             let joint = self.marker(beside, job, visibility).await?;
             if !has_committed(beside.client().await?, &joint.unaccounted).await? {
                 return Ok((target, plan, joint, size));
@@ -196,7 +199,11 @@ impl Worker {
         job: &Job,
         visibility: Visibility,
     ) -> Result<Joint, Failure> {
-        let answer = self.settings.handoff.expect(&job.snapshot_id, visibility);
+        let answer = self
+            .settings
+            .shared
+            .handoff
+            .expect(&job.snapshot_id, visibility);
         let sql = "SELECT pg_logical_emit_message(true, $1, $2::text)";
         let client = beside.client().await?;
         client
@@ -228,7 +235,7 @@ impl Worker {
         let mut lines = std::pin::pin!(client.copy_out(&plan.copy).await?);
         // PostgreSQL: in COPY TO each CopyData message holds one row ("COPY-out mode").
         while let Some(line) = lines.next().await {
-            let Some(sealed) = encoder.push(&line?).map_err(refused)? else {
+            let Some(sealed) = encoder.push(&line?).map_err(|error| refused(&error))? else {
                 continue;
             };
             self.publish(outlet, job, sealed, &mut meter).await?;
@@ -427,14 +434,9 @@ impl Worker {
     }
 }
 
-fn begin() -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-         SET LOCAL lock_timeout = {}; SET LOCAL row_security = off; \
-         SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
-        LOCK_TIMEOUT.as_millis()
-    )
-}
+/// The lock timeout is the session's.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
+    SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
 
 async fn has_committed(client: &Client, xids: &[u64]) -> Result<bool, Failure> {
     if xids.is_empty() {
@@ -454,7 +456,7 @@ fn changed() -> Failure {
     )
 }
 
-fn refused(error: chunk::Error) -> Failure {
+fn refused(error: &chunk::Error) -> Failure {
     match error {
         chunk::Error::RowTooLarge { .. } => Failure::new(
             ErrorCode::TooLarge,
