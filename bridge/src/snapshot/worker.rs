@@ -19,23 +19,15 @@ use wire::{Lsn, Message};
 
 use super::chunk::{self, Encoder, Header, Limits, Sealed};
 use super::failure::Failure;
-use super::handoff::MARKER_PREFIX;
+use super::join::{Joined, changed, join};
 use super::outlet::Outlet;
-use super::plan::{self, Plan, Size, Target};
+use super::plan::{self, Plan, Size};
 use super::progress::Meter;
 use super::queue::Job;
-use super::transactions::{Joint, Visibility};
 use super::{Settings, compress, unix_s};
 use crate::catalog::Catalog;
 use crate::publish::publisher::Chained;
 
-/// How long the table may be locked by others before the snapshot is refused.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How far the source may be behind: the snapshot's transaction stays open for so long.
-const MARKER_TIMEOUT: Duration = Duration::from_mins(5);
-/// A snapshot is taken again at most so often; each time a commit needs to become visible.
-const ATTEMPTS_MAX: usize = 50;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Room for the headers beside the snapshot's id: their names, `Content-Encoding`, a chunk's number.
@@ -106,7 +98,12 @@ impl Worker {
     async fn dump(&self, client: &Client, job: &Job) -> Result<Summary, Failure> {
         let mut beside = Catalog::new(self.settings.postgres.clone());
         let limits = self.limits(job).await?;
-        let (target, plan, joint, size) = self.join(client, &mut beside, job).await?;
+        let Joined {
+            target,
+            plan,
+            joint,
+            size,
+        } = join(&self.settings, client, &mut beside, job).await?;
         self.check_size(job, &size).await?;
         let cdc_seq = self.settings.shared.handoff.sequence_before(joint.lsn);
         let mut encoder = self
@@ -144,77 +141,6 @@ impl Worker {
             rows: meter.rows,
             chunks: encoder.chunks(),
         })
-    }
-
-    /// Opens the snapshot's transaction and finds where the stream joins it.
-    async fn join(
-        &self,
-        client: &Client,
-        beside: &mut Catalog,
-        job: &Job,
-    ) -> Result<(Target, Plan, Joint, Size), Failure> {
-        let publications = &self.settings.publications;
-        let patience = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
-        client.batch_execute(&patience).await?;
-        let target = plan::find(client, &job.schema, &job.table, publications).await?;
-        let plan = target.plan(client, &job.options).await?;
-        for _ in 0..ATTEMPTS_MAX {
-            // PostgreSQL: the transaction's snapshot is taken by its first query; neither SET nor LOCK is
-            // one. So what the snapshot shows is not older than the lock.
-            client.batch_execute(BEGIN).await?;
-            client.batch_execute(&plan.lock).await.map_err(|error| {
-                let failure = Failure::from(error);
-                if failure.code == ErrorCode::UnknownTable {
-                    changed()
-                } else {
-                    failure
-                }
-            })?;
-            let row = client
-                .query_one("SELECT pg_current_snapshot()::text", &[])
-                .await?;
-            let visibility = Visibility::parse(row.get(0))
-                .map_err(|error| Failure::unavailable(error.to_string()))?;
-            let now = plan::find(client, &job.schema, &job.table, publications).await?;
-            if now != target {
-                return Err(changed());
-            }
-            let size = plan::size(client, &target).await?;
-            let joint = self.marker(beside, job, visibility).await?;
-            if !has_committed(beside.client().await?, &joint.unaccounted).await? {
-                return Ok((target, plan, joint, size));
-            }
-            client.batch_execute("ROLLBACK").await?;
-            tokio::time::sleep(ATTEMPT_PAUSE).await;
-        }
-        Err(Failure::unavailable(
-            "transactions that committed before the bridge started do not become visible",
-        ))
-    }
-
-    /// Writes a marker behind the snapshot and waits until the source has read it.
-    async fn marker(
-        &self,
-        beside: &mut Catalog,
-        job: &Job,
-        visibility: Visibility,
-    ) -> Result<Joint, Failure> {
-        let answer = self
-            .settings
-            .shared
-            .handoff
-            .expect(&job.snapshot_id, visibility);
-        let sql = "SELECT pg_logical_emit_message(true, $1, $2::text)";
-        let client = beside.client().await?;
-        client
-            .query_one(sql, &[&MARKER_PREFIX, &job.snapshot_id])
-            .await?;
-        match tokio::time::timeout(MARKER_TIMEOUT, answer).await {
-            Ok(Ok(joint)) => Ok(joint),
-            Ok(Err(_)) | Err(_) => Err(Failure::unavailable(format!(
-                "the bridge is more than {MARKER_TIMEOUT:?} behind PostgreSQL"
-            ))),
-        }
     }
 
     async fn copy(
@@ -432,28 +358,6 @@ impl Worker {
                 ))
             })
     }
-}
-
-/// The lock timeout is the session's.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
-    SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-
-async fn has_committed(client: &Client, xids: &[u64]) -> Result<bool, Failure> {
-    if xids.is_empty() {
-        return Ok(false);
-    }
-    let xids: Vec<String> = xids.iter().map(u64::to_string).collect();
-    let sql = "SELECT EXISTS (SELECT FROM unnest($1::text[]) AS xid \
-               WHERE pg_xact_status(xid::xid8) = 'committed')";
-    Ok(client.query_one(sql, &[&xids]).await?.get(0))
-}
-
-fn changed() -> Failure {
-    Failure::new(
-        ErrorCode::TableChanged,
-        "the table or its publication changed while it was read",
-        "read its schema again, then ask again",
-    )
 }
 
 fn refused(error: &chunk::Error) -> Failure {

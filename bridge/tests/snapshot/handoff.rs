@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use stack::{NatsVersion, Options, PostgresVersion};
 use tokio_postgres::{Client, NoTls};
 
 use crate::copy::Copy;
@@ -21,7 +22,23 @@ const SNAPSHOTS: usize = 4;
 
 #[tokio::test]
 async fn snapshots_under_writers_join_the_stream_exactly() {
-    let world = World::new(SETUP, &["--snapshot-chunk-rows", "500"]).await;
+    under_writers(Options::default()).await;
+}
+
+#[tokio::test]
+async fn they_do_on_postgres_17() {
+    let options = Options::default().postgres(PostgresVersion::V17);
+    under_writers(options.nats(NatsVersion::V2_14)).await;
+}
+
+#[tokio::test]
+async fn they_do_on_postgres_18() {
+    let options = Options::default().postgres(PostgresVersion::V18);
+    under_writers(options.nats(NatsVersion::V2_15)).await;
+}
+
+async fn under_writers(options: Options) {
+    let world = World::with(options, SETUP, &["--snapshot-chunk-rows", "500"]).await;
     let stop = Arc::new(AtomicBool::new(false));
     let ids = Arc::new(AtomicU64::new(10_000));
     let writers: Vec<_> = (0..WRITERS)
