@@ -13,6 +13,7 @@ use wire::Lsn;
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
 use crate::publish::mode::Choice;
+use crate::snapshot::handoff::Handoff;
 
 /// How one side of the bridge fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Shared {
     has_company: AtomicBool,
     company_came: Notify,
     company_known: Notify,
+    /// Where snapshots and the stream meet.
+    pub handoff: Handoff,
 }
 
 impl Default for Shared {
@@ -66,6 +69,7 @@ impl Default for Shared {
             has_company: AtomicBool::new(false),
             company_came: Notify::new(),
             company_known: Notify::new(),
+            handoff: Handoff::default(),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::postgres::{
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
+use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,6 +71,7 @@ pub struct Source {
     shared: Arc<Shared>,
     metrics: Metrics,
     shutdown: Shutdown,
+    observer: Observer,
     /// End of the last transaction that went into the ring.
     handed_over: Lsn,
     /// From then on a missing slot is an error: a new one would skip changes silently.
@@ -99,6 +101,7 @@ impl Source {
             shared,
             metrics,
             shutdown,
+            observer: Observer::default(),
             handed_over: Lsn::INVALID,
             slot_was_seen: false,
         }
@@ -158,6 +161,7 @@ impl Source {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
         self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
+        self.observer.session(xid);
         if !self.slot_was_seen {
             if let Some(made) = ensure_slot(&mut session, &self.origin.slot)? {
                 let from = made.consistent_point;
@@ -233,14 +237,21 @@ impl Source {
                     wal_start, payload, ..
                 }) => {
                     let message = pgoutput::decode(payload)?;
-                    if matches!(message, pgoutput::Message::Begin(_)) {
-                        self.metrics.transactions.inc();
+                    let is_begin = matches!(message, pgoutput::Message::Begin(_));
+                    if let pgoutput::Message::LogicalMessage(written) = &message {
+                        let transaction = run.assembler.transaction();
+                        self.observer
+                            .message(written, transaction, &self.shared.handoff);
                     }
                     let producer = &mut self.producer;
                     run.assembler.take(wal_start, message, |slab| {
                         sealed.push(slab);
                         producer.slab()
                     })?;
+                    if is_begin && let Some(transaction) = run.assembler.transaction() {
+                        self.metrics.transactions.inc();
+                        self.observer.began(transaction);
+                    }
                 }
                 Some(Frame::PrimaryKeepalive {
                     wal_end,

@@ -263,6 +263,9 @@ impl Publisher {
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
         self.floor = floor;
+        self.shared
+            .handoff
+            .stored(tail.position.commit_lsn, tail.last_sequence);
         self.cursor = 0;
         for retained in &mut self.retained {
             retained.next = 0;
@@ -814,11 +817,18 @@ impl Publisher {
             self.cursor -= 1;
             if let Some(event) = retained.slab.events().last() {
                 self.proven = retained.slab.position(event);
+                // Not in this mode: a repeat that the server dropped has no sequence of its own.
+                if self.framing.mode() != Mode::MsgId {
+                    self.shared
+                        .handoff
+                        .stored(self.proven.commit_lsn, retained.last_sequence);
+                }
             }
             self.ring.recycle(retained.slab);
             self.note_known(self.chain.stored_sequence());
         }
         let confirmed = self.ledger.confirmed();
+        self.shared.handoff.stored_through(confirmed);
         let acked = confirmed.max(self.shared.confirmed());
         self.metrics.last_ack_lsn.set(acked.0 as i64);
         if std::mem::take(&mut self.has_proven_events) {
