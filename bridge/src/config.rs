@@ -77,6 +77,12 @@ pub struct Arguments {
     /// Bytes between decoder and ack
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = units::bytes)]
     ring_bytes: u64,
+    /// Snapshots made at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    snapshot_workers: u8,
+    /// Rows in a chunk of a snapshot at most
+    #[arg(long, value_name = "ROWS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    snapshot_chunk_rows: u32,
     /// How a log line looks
     #[arg(long, value_enum, default_value_t = LogArgument::Text)]
     log_format: LogArgument,
@@ -112,6 +118,8 @@ pub struct Config {
     pub oversize: oversize::Policy,
     pub drain_timeout: Duration,
     pub ring: Budget,
+    pub snapshot_workers: usize,
+    pub snapshot_chunk_rows: usize,
     pub log_format: daemon::telemetry::LogFormat,
 }
 
@@ -221,6 +229,8 @@ impl Config {
                 events_max: arguments.ring_events.max(1),
                 bytes_max: usize::try_from(arguments.ring_bytes).unwrap_or(usize::MAX),
             },
+            snapshot_workers: usize::from(arguments.snapshot_workers),
+            snapshot_chunk_rows: arguments.snapshot_chunk_rows as usize,
             log_format: match arguments.log_format {
                 LogArgument::Text => daemon::telemetry::LogFormat::Text,
                 LogArgument::Json => daemon::telemetry::LogFormat::Json,

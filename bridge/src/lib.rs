@@ -24,5 +24,6 @@ pub mod monitor;
 pub mod preflight;
 pub mod schema_registry;
 pub mod shared;
+pub mod snapshot;
 pub mod streams;
 pub mod supervisor;

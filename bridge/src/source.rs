@@ -27,6 +27,7 @@ use crate::postgres::{
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
+use crate::snapshot::handoff::{Handoff, Observer};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +55,8 @@ pub struct Source {
     shared: Arc<Shared>,
     metrics: Metrics,
     shutdown: Shutdown,
+    handoff: Arc<Handoff>,
+    observer: Observer,
     /// End of the last transaction that went into the ring.
     handed_over: Lsn,
     /// From then on a missing slot is an error: a new one would skip changes silently.
@@ -74,6 +77,7 @@ impl Source {
         shared: Arc<Shared>,
         metrics: Metrics,
         shutdown: Shutdown,
+        handoff: Arc<Handoff>,
     ) -> Self {
         Self {
             origin,
@@ -81,6 +85,8 @@ impl Source {
             shared,
             metrics,
             shutdown,
+            handoff,
+            observer: Observer::default(),
             handed_over: Lsn::INVALID,
             slot_was_seen: false,
         }
@@ -134,6 +140,7 @@ impl Source {
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
         let xid = recent_xid(&mut session)?;
+        self.observer.session(xid);
         if !self.slot_was_seen {
             if ensure_slot(&mut session, &self.origin.slot)? {
                 tracing::info!(
@@ -193,14 +200,20 @@ impl Source {
                     wal_start, payload, ..
                 }) => {
                     let message = pgoutput::decode(payload)?;
-                    if matches!(message, pgoutput::Message::Begin(_)) {
-                        self.metrics.transactions.inc();
+                    let is_begin = matches!(message, pgoutput::Message::Begin(_));
+                    if let pgoutput::Message::LogicalMessage(written) = &message {
+                        let transaction = run.assembler.transaction();
+                        self.observer.message(written, transaction, &self.handoff);
                     }
                     let producer = &mut self.producer;
                     run.assembler.take(wal_start, message, |slab| {
                         sealed.push(slab);
                         producer.slab()
                     })?;
+                    if is_begin && let Some(transaction) = run.assembler.transaction() {
+                        self.metrics.transactions.inc();
+                        self.observer.began(transaction);
+                    }
                 }
                 Some(Frame::PrimaryKeepalive {
                     wal_end,

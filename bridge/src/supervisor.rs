@@ -26,8 +26,10 @@ use crate::publish::chain::Limits;
 use crate::publish::oversize::Oversize;
 use crate::publish::publisher::{Chained, Target};
 use crate::ring::{self, Consumer, Producer};
-use crate::schema_registry::SchemaRegistry;
+use crate::schema_registry::{SchemaRegistry, Scope};
 use crate::shared::{Condition, Shared};
+use crate::snapshot;
+use crate::snapshot::handoff::Handoff;
 use crate::source::{Origin, Source};
 use crate::{exit, monitor, preflight, streams};
 
@@ -147,6 +149,7 @@ async fn stream(
     mut consumer: Consumer,
     jetstream: jetstream::Context,
 ) -> u8 {
+    let handoff = Arc::new(Handoff::default());
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -160,6 +163,7 @@ async fn stream(
         admin.shared.clone(),
         admin.metrics.clone(),
         admin.shutdown.clone(),
+        handoff.clone(),
     );
     let spawned = std::thread::Builder::new()
         .name("source".to_owned())
@@ -171,6 +175,21 @@ async fn stream(
         Ok(thread) => consumer.wakes(thread.thread().clone()),
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     }
+    let (registry, keeper) = SchemaRegistry::new(
+        Scope {
+            publications: config.publications.clone(),
+            tables: config.tables.clone(),
+            slot: config.slot.clone(),
+        },
+        Catalog::new(config.postgres.clone()),
+        jetstream.clone(),
+        handoff.clone(),
+    );
+    tokio::spawn(keeper.run());
+    let snapshots_ended = match start_snapshots(config, admin, handoff.clone()) {
+        Ok(ended) => ended,
+        Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
+    };
     let publisher = Publisher::new(
         Target {
             nats: config.nats.clone(),
@@ -180,9 +199,10 @@ async fn stream(
         },
         consumer,
         Limits::default(),
-        SchemaRegistry::new(Catalog::new(config.postgres.clone())),
+        registry,
         Oversize::new(config.oversize, jetstream, config.slot.clone()),
         admin.shared.clone(),
+        handoff,
         admin.metrics.clone(),
     );
     tokio::spawn(publisher.run());
@@ -195,7 +215,7 @@ async fn stream(
     ));
     tokio::spawn(monitor::print_lines(admin.clone()));
 
-    tokio::select! {
+    let code = tokio::select! {
         ended = source_ended => match ended {
             Ok(Ok(())) => drained(admin),
             Ok(Err(error)) => fail("replication cannot go on", &error, exit::of_source(&error)),
@@ -209,7 +229,45 @@ async fn stream(
             );
             exit::NOT_DRAINED
         }
+    };
+    // Snapshots that were under way tell their requesters; that takes a moment at most.
+    if admin.shutdown.is_triggered() {
+        let _ = tokio::time::timeout(Duration::from_secs(3), snapshots_ended).await;
     }
+    code
+}
+
+/// Snapshots have a thread, a runtime and connections of their own, so that the row changes, which
+/// share theirs with nobody, never wait for one. The receiver resolves when the thread has ended.
+fn start_snapshots(
+    config: &Config,
+    admin: &Admin,
+    handoff: Arc<Handoff>,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    let settings = snapshot::Settings {
+        postgres: config.postgres.clone(),
+        nats: config.nats.clone(),
+        slot: config.slot.clone(),
+        publications: config.publications.clone(),
+        tables: config.tables.clone(),
+        init_stream: config.init_stream.clone(),
+        workers_max: config.snapshot_workers,
+        chunk_rows_max: config.snapshot_chunk_rows,
+        handoff,
+        metrics: admin.metrics.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let serving = snapshot::listener::run(settings, admin.shared.clone(), admin.shutdown.clone());
+    let (ended, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("snapshots".to_owned())
+        .spawn(move || {
+            runtime.block_on(serving);
+            let _ = ended.send(());
+        })?;
+    Ok(receiver)
 }
 
 async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {

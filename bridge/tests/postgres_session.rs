@@ -458,6 +458,22 @@ fn trouble_with_the_slot_is_told_apart() {
 }
 
 #[test]
+fn a_failover_slot_is_made_where_the_server_knows_them() {
+    let stack = postgres();
+
+    let created = connect(&stack).create_slot("cdc_slot", true);
+
+    if stack.postgres().major_version() >= 17 {
+        assert!(created.unwrap().consistent_point > Lsn(0));
+        let failover = "SELECT failover::text FROM pg_replication_slots";
+        assert_eq!(stack.postgres().value(failover), "true");
+    } else {
+        let error = created.unwrap_err();
+        assert!(matches!(error, Error::Server(_)), "{error}");
+    }
+}
+
+#[test]
 fn a_slot_whose_wal_was_removed_is_lost() {
     let options = Options::default()
         .without_nats()

@@ -5,7 +5,12 @@
 //! that has to wait for its bytes never naps.
 //!
 //! PostgreSQL's walsender sends one packet per row. A reader that wakes up for each costs itself
-//! 3-5 us per row, and slows the walsender down, which has to wake it.
+//! more than 1 us per row, and slows the walsender down, which has to wake it.
+//! Without the nap -> with it, reading and decoding 1,000,000 rows of 122 bytes in transactions
+//! of 10 (2 cores, loopback, example `gulp`, median of 3):
+//! PostgreSQL 15, TCP: 250k -> 574k rows/s, 1.27 -> 0.14 us CPU/row; 17: 263k -> 536k, 1.23 -> 0.13.
+//! Unix socket, 15: 424k -> 418k rows/s, 1.25 -> 0.71 us CPU/row: there the kernel hands over
+//! packet by packet, and the server's send buffer is full after some 200 rows. Prefer TCP.
 
 use std::time::Duration;
 

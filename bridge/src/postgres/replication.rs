@@ -59,7 +59,7 @@ impl Session {
     }
 
     /// Creates a logical slot for pgoutput. Waits for transactions that are running now.
-    /// `failover` has standbys keep a copy (PostgreSQL 17 and later).
+    /// `failover` has standbys keep a copy; servers before PostgreSQL 17 refuse it.
     pub fn create_slot(&mut self, slot: &str, failover: bool) -> Result<CreatedSlot, Error> {
         // PostgreSQL: the options in parentheses came with 15; the keyword works everywhere.
         let options = if failover {

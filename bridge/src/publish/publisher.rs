@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::ring::Consumer;
 use crate::schema_registry::SchemaRegistry;
 use crate::shared::{Condition, Shared};
+use crate::snapshot::handoff::Handoff;
 
 /// Everything here is retried, for ever; WAL holds what waits.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,7 @@ pub struct Publisher {
     registry: SchemaRegistry,
     oversize: Oversize,
     shared: Arc<Shared>,
+    handoff: Arc<Handoff>,
     metrics: Metrics,
 }
 
@@ -98,6 +100,7 @@ impl Publisher {
         registry: SchemaRegistry,
         oversize: Oversize,
         shared: Arc<Shared>,
+        handoff: Arc<Handoff>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -112,6 +115,7 @@ impl Publisher {
             registry,
             oversize,
             shared,
+            handoff,
             metrics,
         }
     }
@@ -173,6 +177,8 @@ impl Publisher {
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
         self.floor = tail.position;
+        self.handoff
+            .stored(tail.position.commit_lsn, tail.last_sequence);
         self.cursor = 0;
         for retained in &mut self.retained {
             retained.next = 0;
@@ -401,8 +407,13 @@ impl Publisher {
                 break;
             };
             self.cursor -= 1;
+            if let Some(event) = retained.slab.events().last() {
+                let commit_lsn = retained.slab.transaction(event).commit_lsn;
+                self.handoff.stored(commit_lsn, retained.last_sequence);
+            }
             self.ring.recycle(retained.slab);
         }
+        self.handoff.stored_through(self.ledger.confirmed());
         self.shared.confirm(self.ledger.confirmed());
     }
 
