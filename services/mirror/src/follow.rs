@@ -218,18 +218,10 @@ impl<'a> Follower<'a> {
     }
 
     async fn take(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
-        if message.sequence != self.read + 1 {
-            let lost = format!(
-                "messages {} to {} are lost",
-                self.read + 1,
-                message.sequence - 1
-            );
-            return self.reseed_all(|_| {
-                Some(Need {
-                    reason: lost.clone(),
-                    ..Need::default()
-                })
-            });
+        if message.sequence != self.read + 1
+            && let Some(ended) = self.hole(message)?
+        {
+            return Ok(Some(ended));
         }
         self.read = message.sequence;
         if message.subject == self.gap_subject {
@@ -357,12 +349,33 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// Messages before this one are gone from the stream.
+    fn hole(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
+        let (first, last) = (self.read + 1, message.sequence - 1);
+        tracing::warn!(first, last, "messages are lost to the stream");
+        let mut need = Need {
+            reason: format!("messages {first} to {last} are lost"),
+            ..Need::default()
+        };
+        // Rows that have this event's transaction have all that committed before it.
+        match Mark::decode(&message.payload) {
+            Ok(mark) => need.lsn_min = Lsn(mark.commit_lsn.0 + 1),
+            Err(_) => need.after_ns = i64::try_from(message.stored_ns).unwrap_or(i64::MAX),
+        }
+        self.break_off(&need)
+    }
+
     fn gap(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
         let gap: Gap = decode(&message.payload, &message.subject)?;
         let need = Need::after_gap(&gap, message.stored_ns);
         let epoch = gap.epoch;
         tracing::warn!(slot = gap.slot, epoch, from = %gap.from, to = %gap.to, reason = ?gap.reason, "changes are lost to the stream");
-        // Transactions behind a gap need not continue those before it.
+        self.break_off(&need)
+    }
+
+    /// The stream does not go on where it was. Tables whose rows have what is lost go on with it: a
+    /// snapshot may be joined before the place, which is then read again.
+    fn break_off(&mut self, need: &Need) -> Result<Option<Ended>, Error> {
         if self.transactions.is_between() {
             self.commit()?;
         }

@@ -48,7 +48,7 @@ pub enum Error {
 /// Why a snapshot was given up; the next one may do.
 #[derive(Debug, thiserror::Error)]
 enum Abandoned {
-    #[error("it cannot be joined: {0}")]
+    #[error("it cannot be joined")]
     Refused(#[from] Refusal),
     #[error("it failed: {0}")]
     Failed(String),
@@ -73,7 +73,7 @@ pub struct Seeder<'a> {
 impl Seeder<'_> {
     /// Returns when the table is seeded. Dropped half-way, it goes on where it was the next time.
     pub async fn seed(&mut self, name: &TableName, need: &Need) -> Result<(), Error> {
-        tracing::info!(table = %name, reason = need.reason, "table is seeded");
+        tracing::info!(table = %name, reason = need.reason, "seeding");
         loop {
             let load = match self.store.load(name)? {
                 Some(load) => load,
@@ -271,7 +271,7 @@ impl Seeder<'_> {
             .reader(&init, filter, load.init_sequence)
             .await?;
         let mut heard_at = Instant::now();
-        let mut meta: Option<(Meta, Stored)> = None;
+        let mut meta = self.meta(name, &load).await?;
         loop {
             if let Some((meta, at)) = &meta
                 && meta.batch_count <= load.chunks
@@ -296,19 +296,14 @@ impl Seeder<'_> {
                 continue;
             }
             if meta.is_none() {
-                meta = self
-                    .by_id(
-                        &names::init_meta(&name.schema, &name.table),
-                        |meta: &Meta| meta.snapshot_id == id,
-                        load.init_sequence,
-                    )
-                    .await?;
+                meta = self.meta(name, &load).await?;
                 if meta.is_some() {
                     continue;
                 }
                 let of_ours = |error: &snapshot::Error| error.snapshot_id.as_ref() == Some(&id);
                 let subject = names::init_error(&name.schema, &name.table);
-                if let Some((error, _)) = self.by_id(&subject, of_ours, load.init_sequence).await? {
+                let error = self.by_id(&subject, of_ours, load.init_sequence).await?;
+                if let Some((error, _)) = error {
                     return refused(name, &error).map(Err);
                 }
             }
@@ -346,6 +341,13 @@ impl Seeder<'_> {
             }
             Err(refusal) => Ok(Err(refusal.into())),
         }
+    }
+
+    /// The end of the snapshot, once it is there.
+    async fn meta(&self, name: &TableName, load: &Load) -> Result<Option<(Meta, Stored)>, Error> {
+        let subject = names::init_meta(&name.schema, &name.table);
+        let is_meant = |meta: &Meta| meta.snapshot_id == load.start.snapshot_id;
+        self.by_id(&subject, is_meant, load.init_sequence).await
     }
 
     /// The message on a subject that is meant, if it is behind a sequence. Others' snapshots of the
