@@ -14,6 +14,7 @@ use wire::SubjectPattern;
 
 use crate::publish::oversize;
 use crate::ring::Budget;
+use crate::tools::Tool;
 
 /// Streams the row changes of PostgreSQL tables into NATS JetStream, once and in order.
 #[derive(Debug, Parser)]
@@ -28,9 +29,12 @@ use crate::ring::Budget;
 )]
 #[allow(clippy::struct_excessive_bools, reason = "flags are what they are")]
 pub struct Arguments {
+    #[command(subcommand)]
+    tool: Option<Tool>,
     /// Streams for row changes and snapshots; made when missing
     #[arg(
         long,
+        global = true,
         value_name = "CDC,INIT",
         default_value = "CDC,INIT",
         value_delimiter = ',',
@@ -38,10 +42,10 @@ pub struct Arguments {
     )]
     stream: Vec<String>,
     /// Replication slot; made when missing. A second bridge on the same slot stands by
-    #[arg(long, default_value = "cdc_slot")]
+    #[arg(long, global = true, default_value = "cdc_slot")]
     slot: String,
     /// Publications that say which tables, columns and rows
-    #[arg(long, default_value = "cdc_pub", value_delimiter = ',')]
+    #[arg(long, global = true, default_value = "cdc_pub", value_delimiter = ',')]
     publication: Vec<String>,
     /// Only these of the published tables: users,orders or sales.orders [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -53,17 +57,29 @@ pub struct Arguments {
     #[arg(long, env = "BRIDGE_PORT", default_value_t = 9090)]
     port: u16,
     /// PostgreSQL: postgres://user:password@host:port/database or key=value pairs
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pg_url: Option<String>,
     /// NATS: nats://user:password@host:port, several separated by commas
-    #[arg(long, env = "NATS_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     nats_url: Option<String>,
     /// First token of the subjects
-    #[arg(long, value_name = "PREFIX", default_value = wire::subject::DEFAULT_PREFIX)]
+    #[arg(long, global = true, value_name = "PREFIX", default_value = wire::subject::DEFAULT_PREFIX)]
     subject_prefix: String,
     /// Pattern of the subjects, from {prefix} {schema} {table} {op}
     /// [default: {prefix}.{table}.{op}, with {schema} in front of {table} outside public]
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, global = true, value_name = "PATTERN")]
     subject: Option<String>,
     /// What becomes of an event that no message can hold
     #[arg(long, value_enum, default_value_t = OversizeArgument::Park)]
@@ -105,6 +121,8 @@ enum LogArgument {
 /// What the bridge was asked to do.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Do this and end; without it, stream.
+    pub tool: Option<Tool>,
     pub postgres: PostgresOptions,
     pub nats: NatsOptions,
     pub cdc_stream: String,
@@ -208,6 +226,7 @@ impl Config {
             }
         }
         Ok(Self {
+            tool: arguments.tool,
             postgres,
             nats,
             cdc_stream,

@@ -27,3 +27,4 @@ pub mod shared;
 pub mod snapshot;
 pub mod streams;
 pub mod supervisor;
+pub mod tools;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use wire::Lsn;
 
+use crate::snapshot::handoff::Handoff;
+
 /// How one side of the bridge fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
@@ -30,6 +32,8 @@ pub struct Shared {
     session: AtomicU32,
     source: Mutex<Condition>,
     publisher: Mutex<Condition>,
+    /// Where snapshots and the stream meet.
+    pub handoff: Handoff,
 }
 
 impl Default for Shared {
@@ -39,6 +43,7 @@ impl Default for Shared {
             session: AtomicU32::new(0),
             source: Mutex::new(Condition::Starting),
             publisher: Mutex::new(Condition::Starting),
+            handoff: Handoff::default(),
         }
     }
 }

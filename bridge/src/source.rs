@@ -27,7 +27,7 @@ use crate::postgres::{
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
-use crate::snapshot::handoff::{Handoff, Observer};
+use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,7 +55,6 @@ pub struct Source {
     shared: Arc<Shared>,
     metrics: Metrics,
     shutdown: Shutdown,
-    handoff: Arc<Handoff>,
     observer: Observer,
     /// End of the last transaction that went into the ring.
     handed_over: Lsn,
@@ -77,7 +76,6 @@ impl Source {
         shared: Arc<Shared>,
         metrics: Metrics,
         shutdown: Shutdown,
-        handoff: Arc<Handoff>,
     ) -> Self {
         Self {
             origin,
@@ -85,7 +83,6 @@ impl Source {
             shared,
             metrics,
             shutdown,
-            handoff,
             observer: Observer::default(),
             handed_over: Lsn::INVALID,
             slot_was_seen: false,
@@ -203,7 +200,8 @@ impl Source {
                     let is_begin = matches!(message, pgoutput::Message::Begin(_));
                     if let pgoutput::Message::LogicalMessage(written) = &message {
                         let transaction = run.assembler.transaction();
-                        self.observer.message(written, transaction, &self.handoff);
+                        self.observer
+                            .message(written, transaction, &self.shared.handoff);
                     }
                     let producer = &mut self.producer;
                     run.assembler.take(wal_start, message, |slab| {

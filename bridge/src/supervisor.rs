@@ -29,7 +29,6 @@ use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::{SchemaRegistry, Scope};
 use crate::shared::{Condition, Shared};
 use crate::snapshot;
-use crate::snapshot::handoff::Handoff;
 use crate::source::{Origin, Source};
 use crate::{exit, monitor, preflight, streams};
 
@@ -149,7 +148,6 @@ async fn stream(
     mut consumer: Consumer,
     jetstream: jetstream::Context,
 ) -> u8 {
-    let handoff = Arc::new(Handoff::default());
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -163,7 +161,6 @@ async fn stream(
         admin.shared.clone(),
         admin.metrics.clone(),
         admin.shutdown.clone(),
-        handoff.clone(),
     );
     let spawned = std::thread::Builder::new()
         .name("source".to_owned())
@@ -183,10 +180,10 @@ async fn stream(
         },
         Catalog::new(config.postgres.clone()),
         jetstream.clone(),
-        handoff.clone(),
+        admin.shared.clone(),
     );
     tokio::spawn(keeper.run());
-    let snapshots_ended = match start_snapshots(config, admin, handoff.clone()) {
+    let snapshots_ended = match start_snapshots(config, admin) {
         Ok(ended) => ended,
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     };
@@ -202,7 +199,6 @@ async fn stream(
         registry,
         Oversize::new(config.oversize, jetstream, config.slot.clone()),
         admin.shared.clone(),
-        handoff,
         admin.metrics.clone(),
     );
     tokio::spawn(publisher.run());
@@ -239,11 +235,7 @@ async fn stream(
 
 /// Snapshots have a thread, a runtime and connections of their own, so that the row changes, which
 /// share theirs with nobody, never wait for one. The receiver resolves when the thread has ended.
-fn start_snapshots(
-    config: &Config,
-    admin: &Admin,
-    handoff: Arc<Handoff>,
-) -> std::io::Result<oneshot::Receiver<()>> {
+fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::Receiver<()>> {
     let settings = snapshot::Settings {
         postgres: config.postgres.clone(),
         nats: config.nats.clone(),
@@ -253,13 +245,13 @@ fn start_snapshots(
         init_stream: config.init_stream.clone(),
         workers_max: config.snapshot_workers,
         chunk_rows_max: config.snapshot_chunk_rows,
-        handoff,
+        shared: admin.shared.clone(),
         metrics: admin.metrics.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let serving = snapshot::listener::run(settings, admin.shared.clone(), admin.shutdown.clone());
+    let serving = snapshot::listener::run(settings, admin.shutdown.clone());
     let (ended, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("snapshots".to_owned())

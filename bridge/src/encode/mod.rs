@@ -124,6 +124,7 @@ impl<'a> Parts<'a> {
                     Tuple::None | Tuple::Key(_) => {
                         parts.unchanged = new
                             .cells()
+                            .take(layout.columns().len())
                             .filter(|cell| *cell == Cell::UnchangedToast)
                             .count();
                     }

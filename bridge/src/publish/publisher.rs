@@ -27,7 +27,6 @@ use crate::metrics::Metrics;
 use crate::ring::Consumer;
 use crate::schema_registry::SchemaRegistry;
 use crate::shared::{Condition, Shared};
-use crate::snapshot::handoff::Handoff;
 
 /// Everything here is retried, for ever; WAL holds what waits.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +76,6 @@ pub struct Publisher {
     registry: SchemaRegistry,
     oversize: Oversize,
     shared: Arc<Shared>,
-    handoff: Arc<Handoff>,
     metrics: Metrics,
 }
 
@@ -100,7 +98,6 @@ impl Publisher {
         registry: SchemaRegistry,
         oversize: Oversize,
         shared: Arc<Shared>,
-        handoff: Arc<Handoff>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -115,7 +112,6 @@ impl Publisher {
             registry,
             oversize,
             shared,
-            handoff,
             metrics,
         }
     }
@@ -177,7 +173,8 @@ impl Publisher {
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
         self.floor = tail.position;
-        self.handoff
+        self.shared
+            .handoff
             .stored(tail.position.commit_lsn, tail.last_sequence);
         self.cursor = 0;
         for retained in &mut self.retained {
@@ -409,11 +406,13 @@ impl Publisher {
             self.cursor -= 1;
             if let Some(event) = retained.slab.events().last() {
                 let commit_lsn = retained.slab.transaction(event).commit_lsn;
-                self.handoff.stored(commit_lsn, retained.last_sequence);
+                self.shared
+                    .handoff
+                    .stored(commit_lsn, retained.last_sequence);
             }
             self.ring.recycle(retained.slab);
         }
-        self.handoff.stored_through(self.ledger.confirmed());
+        self.shared.handoff.stored_through(self.ledger.confirmed());
         self.shared.confirm(self.ledger.confirmed());
     }
 

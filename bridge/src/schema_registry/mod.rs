@@ -25,7 +25,7 @@ use crate::config::TableFilter;
 use crate::encode::Layout;
 use crate::pgoutput::Relation;
 use crate::publish::publisher::Chained;
-use crate::snapshot::handoff::Handoff;
+use crate::shared::Shared;
 use crate::snapshot::unix_s;
 use change::Change;
 use shape::{Described, Shape};
@@ -66,7 +66,7 @@ pub struct Keeper {
     scope: Scope,
     catalog: Catalog,
     store: Store,
-    handoff: Arc<Handoff>,
+    shared: Arc<Shared>,
     questions: mpsc::Receiver<Question>,
     /// By schema and table. None before the first look.
     known: Option<HashMap<(String, String), Known>>,
@@ -86,14 +86,14 @@ impl SchemaRegistry {
         scope: Scope,
         catalog: Catalog,
         jetstream: jetstream::Context,
-        handoff: Arc<Handoff>,
+        shared: Arc<Shared>,
     ) -> (Self, Keeper) {
         let (sender, questions) = mpsc::channel(1);
         let keeper = Keeper {
             scope,
             catalog,
             store: Store::new(jetstream),
-            handoff,
+            shared,
             questions,
             known: None,
             looked_at: Position::START,
@@ -125,7 +125,7 @@ impl Keeper {
     pub async fn run(mut self) {
         let mut interval = tokio::time::interval(LOOK_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let handoff = self.handoff.clone();
+        let shared = self.shared.clone();
         loop {
             tokio::select! {
                 biased;
@@ -133,7 +133,7 @@ impl Keeper {
                     Some(question) => self.answer(question).await,
                     None => return,
                 },
-                () = handoff.ddl_passed() => self.try_look().await,
+                () = shared.handoff.ddl_passed() => self.try_look().await,
                 _ = interval.tick() => self.try_look().await,
             }
         }
@@ -187,7 +187,7 @@ impl Keeper {
         described: Vec<Described>,
         valid_from: Position,
     ) -> Result<u32, Error> {
-        let name = (relation.namespace.to_string(), relation.name.to_string());
+        let name = (relation.namespace.clone(), relation.name.clone());
         if let Some(version) = self.matching(&name, &described) {
             return Ok(version);
         }
@@ -244,6 +244,12 @@ impl Keeper {
         first_row: Option<(&(String, String), Position)>,
     ) -> Result<(), Error> {
         let client = self.catalog.client().await?;
+        // PostgreSQL from 16 on waits for the locks of published tables when it lists them; the rows of
+        // other tables must not wait with it.
+        client
+            .batch_execute("SET lock_timeout = '500ms'")
+            .await
+            .map_err(catalog::Error::from)?;
         let wal_end = shape::wal_end(client).await?;
         let mut shapes = shape::published(client, &self.scope.publications).await?;
         shapes.retain(|shape| {

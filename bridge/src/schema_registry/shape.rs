@@ -124,7 +124,7 @@ pub async fn published(
 pub async fn wal_end(client: &Client) -> Result<Position, catalog::Error> {
     let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                ELSE pg_current_wal_insert_lsn() END)::text";
-    position(client.query_one(sql, &[]).await?.get(0))
+    Ok(position(client.query_one(sql, &[]).await?.get(0)))
 }
 
 /// What the slot has confirmed: DDL from while the bridge was away commits behind it, as do all rows
@@ -132,12 +132,12 @@ pub async fn wal_end(client: &Client) -> Result<Position, catalog::Error> {
 pub async fn confirmed(client: &Client, slot: &str) -> Result<Position, catalog::Error> {
     let sql =
         "SELECT max(confirmed_flush_lsn)::text FROM pg_replication_slots WHERE slot_name = $1";
-    position(client.query_one(sql, &[&slot]).await?.get(0))
+    Ok(position(client.query_one(sql, &[&slot]).await?.get(0)))
 }
 
-fn position(lsn: Option<&str>) -> Result<Position, catalog::Error> {
+fn position(lsn: Option<&str>) -> Position {
     let lsn = lsn.and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
-    Ok(Position::new(lsn, 0))
+    Position::new(lsn, 0)
 }
 
 /// Spells out the types of a Relation message; a type that was dropped since is `???`.
@@ -163,7 +163,7 @@ pub async fn describe(
         .iter()
         .zip(&rows)
         .map(|(column, row)| Described {
-            name: column.name.to_string(),
+            name: column.name.clone(),
             type_oid: column.type_oid,
             data_type: row.get(0),
         });
@@ -206,7 +206,7 @@ pub fn from_relation(relation: &Relation, described: Vec<Described>) -> Schema {
             privileges: Privileges::default(),
         });
     Schema {
-        table: relation.name.to_string(),
+        table: relation.name.clone(),
         schema: format!("{}.{}", relation.namespace, relation.name),
         timestamp: 0,
         columns: columns.collect(),

@@ -4,9 +4,7 @@
 //! Invariant: a table's versions only grow, also over a drop and over restarts; two bridges that find the
 //! same shape give it one version.
 
-use std::time::Duration;
-
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream::{self, kv, stream};
 use futures_util::TryStreamExt as _;
 use wire::names::{self, BUCKET_SCHEMAS};
 use wire::schema::{Schema, SchemaChanged};
@@ -126,23 +124,32 @@ impl Store {
         if let Some(bucket) = &self.bucket {
             return Ok(bucket.clone());
         }
-        let bucket = match self.jetstream.get_key_value(BUCKET_SCHEMAS).await {
-            Ok(bucket) => bucket,
-            Err(_) => self
-                .jetstream
-                .create_key_value(kv::Config {
-                    bucket: BUCKET_SCHEMAS.to_owned(),
-                    description: "shapes of the published tables".to_owned(),
-                    history: HISTORY,
-                    max_age: Duration::ZERO,
-                    storage: jetstream::stream::StorageType::File,
-                    ..kv::Config::default()
-                })
-                .await
-                .map_err(failed("make"))?,
-        };
+        if self.jetstream.get_key_value(BUCKET_SCHEMAS).await.is_err() {
+            self.make_bucket().await?;
+        }
+        let bucket = self.jetstream.get_key_value(BUCKET_SCHEMAS).await;
+        let bucket = bucket.map_err(failed("open"))?;
         self.bucket = Some(bucket.clone());
         Ok(bucket)
+    }
+
+    /// The stream behind a bucket (NATS ADR-8), because `create_key_value` first reads the account's
+    /// limits, in a form that servers before 2.10 do not send.
+    async fn make_bucket(&self) -> Result<(), Error> {
+        let config = stream::Config {
+            name: format!("KV_{BUCKET_SCHEMAS}"),
+            description: Some("shapes of the published tables".to_owned()),
+            subjects: vec![format!("$KV.{BUCKET_SCHEMAS}.>")],
+            max_messages_per_subject: HISTORY,
+            storage: stream::StorageType::File,
+            discard: stream::DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        let made = self.jetstream.create_stream(config).await;
+        made.map(drop).map_err(failed("make"))
     }
 }
 

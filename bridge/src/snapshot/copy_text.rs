@@ -26,15 +26,12 @@ pub fn unescape<'a>(field: &'a [u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8
     scratch.extend_from_slice(&field[..first]);
     let mut rest = &field[first..];
     while let [byte, tail @ ..] = rest {
-        match (byte, tail) {
-            (b'\\', [escaped, tail @ ..]) => {
-                scratch.push(control(*escaped));
-                rest = tail;
-            }
-            _ => {
-                scratch.push(*byte);
-                rest = tail;
-            }
+        if let (b'\\', [escaped, tail @ ..]) = (byte, tail) {
+            scratch.push(control(*escaped));
+            rest = tail;
+        } else {
+            scratch.push(*byte);
+            rest = tail;
         }
     }
     Some(scratch)

@@ -12,12 +12,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream;
 use async_nats::{Client, Message as NatsMessage, Subscriber};
 use daemon::backoff::{self, Backoff};
 use daemon::nats::FirstConnect;
 use daemon::shutdown::Shutdown;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use wire::names::{self, CANCEL_SUBJECTS, REQUEST_SUBJECTS, STREAM_REQUESTS};
@@ -26,6 +26,7 @@ use wire::snapshot_request::{Options, Reply, Resume};
 use wire::{Message as _, token};
 
 use super::failure::Failure;
+use super::kept::{self, Kept};
 use super::plan;
 use super::queue::{Answer, Cancelled, Job, Queue};
 use super::worker::{Summary, Worker};
@@ -38,15 +39,16 @@ use crate::shared::{Condition, Shared};
 const WAITING_MAX: usize = 64;
 /// How often the stream is looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// Requests kept while no bridge runs: one per table and more than any database has.
-const REQUESTS_MAX: i64 = 10_000;
 /// How long the catalogue may take to answer a request.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// PostgreSQL from 16 on waits for the locks of published tables when it lists them.
+const CHECK_LOCK_TIMEOUT: &str = "SET lock_timeout = '500ms'";
 /// How long the drain waits for cancelled workers to say so.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until the shutdown.
-pub async fn run(settings: Settings, shared: Arc<Shared>, shutdown: Shutdown) {
+pub async fn run(settings: Settings, shutdown: Shutdown) {
+    let shared = settings.shared.clone();
     let name = format!("bridge {} snapshots", settings.slot);
     let client = match settings.nats.connect(&name, FirstConnect::Retry).await {
         Ok(client) => client,
@@ -129,7 +131,7 @@ impl Listener {
 
     /// Serves while this bridge is the one that streams.
     async fn serve(&mut self, shared: &Shared) -> Result<(), Error> {
-        let kept = self.ensure_stream().await?;
+        let kept = kept::open(&self.jetstream).await.map_err(Error::Stream)?;
         let mut requests = self.client.subscribe(REQUEST_SUBJECTS).await?;
         let mut cancels = self.client.subscribe(CANCEL_SUBJECTS).await?;
         let reached = reached_subject(&self.settings.slot);
@@ -239,11 +241,18 @@ impl Listener {
         let publications = self.settings.publications.clone();
         let check = async {
             let client = self.catalog.client().await?;
-            let (target, _) = plan::find(client, schema, table, &publications).await?;
+            client.batch_execute(CHECK_LOCK_TIMEOUT).await?;
+            let target = plan::find(client, schema, table, &publications).await?;
             target.check(&options)
         };
         let checked = tokio::time::timeout(CHECK_TIMEOUT, check).await;
-        checked.unwrap_or_else(|_| Err(Failure::unavailable("PostgreSQL does not answer")))?;
+        match checked {
+            Ok(Ok(())) => {}
+            // A published table is locked just now. The worker has the patience to wait, and checks again.
+            Ok(Err(failure)) if failure.code == ErrorCode::LockTimeout => {}
+            Ok(Err(failure)) => return Err(failure),
+            Err(_) => return Err(Failure::unavailable("PostgreSQL does not answer")),
+        }
         match self.queue.request(schema, table, &options, new_id) {
             Answer::Queued(id) | Answer::Shared(id) => Ok(id),
             Answer::Full => Err(Failure::new(
@@ -301,51 +310,45 @@ impl Listener {
 
     async fn reached(&self, message: NatsMessage) {
         let reached = Reached {
-            lsn: self.settings.handoff.stored_lsn(),
+            lsn: self.settings.shared.handoff.stored_lsn(),
         };
         if let (Some(reply), Ok(json)) = (message.reply, serde_json::to_vec(&reached)) {
             let _ = self.client.publish(reply, json.into()).await;
         }
     }
 
-    async fn ended(&mut self, kept: &stream::Stream, job: &Job) {
+    async fn ended(&mut self, kept: &Kept, job: &Job) {
         self.queue.ended(&job.snapshot_id);
         self.cancels.remove(&job.snapshot_id);
         for subject in self.served.remove(&job.snapshot_id).unwrap_or_default() {
-            remove(kept, &subject).await;
+            kept.remove(&subject).await;
         }
     }
 
     async fn forget(&mut self, job: &Job) {
-        if let Ok(kept) = self.jetstream.get_stream(STREAM_REQUESTS).await {
+        if let Ok(kept) = kept::open(&self.jetstream).await {
             self.ended(&kept, job).await;
         }
     }
 
     /// Takes up requests that nobody heard.
-    async fn sweep(&mut self, kept: &stream::Stream) {
-        let Ok(subjects) = kept.info_with_subjects(REQUEST_SUBJECTS).await else {
-            return;
-        };
-        let Ok(subjects) = subjects.try_collect::<Vec<_>>().await else {
-            return;
-        };
-        for (subject, _) in subjects {
+    async fn sweep(&mut self, kept: &Kept) {
+        for subject in kept.subjects().await {
             if names::parse_snapshot_request(&subject)
                 .is_some_and(|(schema, table)| self.queue.concerns(&schema, &table))
             {
                 continue;
             }
-            let Ok(message) = kept.get_last_raw_message_by_subject(&subject).await else {
+            let Some(payload) = kept.payload(&subject).await else {
                 continue;
             };
             let request = Request {
                 subject: &subject,
-                payload: &message.payload,
+                payload: &payload,
                 reply: None,
             };
             if self.accept(request).await {
-                remove(kept, &subject).await;
+                kept.remove(&subject).await;
             }
         }
     }
@@ -372,30 +375,6 @@ impl Listener {
         }
     }
 
-    async fn ensure_stream(&self) -> Result<stream::Stream, Error> {
-        if let Ok(stream) = self.jetstream.get_stream(STREAM_REQUESTS).await {
-            return Ok(stream);
-        }
-        let config = stream::Config {
-            name: STREAM_REQUESTS.to_owned(),
-            subjects: vec![REQUEST_SUBJECTS.to_owned()],
-            description: Some("snapshot requests, kept until they are served".to_owned()),
-            storage: stream::StorageType::File,
-            discard: stream::DiscardPolicy::New,
-            max_messages: REQUESTS_MAX,
-            max_messages_per_subject: 1,
-            discard_new_per_subject: true,
-            max_age: Duration::from_hours(7 * 24),
-            allow_direct: true,
-            no_ack: true,
-            ..stream::Config::default()
-        };
-        self.jetstream
-            .create_stream(config)
-            .await
-            .map_err(Error::Stream)
-    }
-
     /// Stops what runs and gives it a moment to say so. The requests stay in the stream: the next start
     /// takes them up.
     async fn farewell(mut self) {
@@ -405,12 +384,6 @@ impl Listener {
             tracing::warn!("a snapshot did not end in time");
         }
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, self.client.flush()).await;
-    }
-}
-
-async fn remove(kept: &stream::Stream, subject: &str) {
-    if let Err(error) = kept.purge().filter(subject).await {
-        tracing::debug!(subject, %error, "cannot remove a served request");
     }
 }
 

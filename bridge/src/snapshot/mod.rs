@@ -4,7 +4,8 @@
 //! Invariant: the row changes never wait for a snapshot. It runs on a thread of its own, with its own
 //! connections; with the road it shares only `Handoff`, a few locks held for a lookup.
 //!
-//! A request comes by `listener`, waits in `queue`, is made by `worker` from the SQL of `plan`: COPY's
+//! A request comes by `listener`, waits in `queue`, is made by `worker` in the
+//! transaction that `join` opens, from the SQL of `plan`: COPY's
 //! lines go through `chunk` straight into payloads, which `outlet` publishes. `transactions` and
 //! `sequences` are the rules of the hand-off, `handoff` brings them together.
 
@@ -13,6 +14,8 @@ pub mod compress;
 pub mod copy_text;
 pub mod failure;
 pub mod handoff;
+pub mod join;
+pub mod kept;
 pub mod listener;
 pub mod outlet;
 pub mod plan;
@@ -30,7 +33,7 @@ use daemon::postgres::PostgresOptions;
 
 use crate::config::TableFilter;
 use crate::metrics::Metrics;
-use handoff::Handoff;
+use crate::shared::Shared;
 
 /// What snapshots need to know.
 #[derive(Clone)]
@@ -45,7 +48,7 @@ pub struct Settings {
     /// How many are made at a time.
     pub workers_max: usize,
     pub chunk_rows_max: usize,
-    pub handoff: Arc<Handoff>,
+    pub shared: Arc<Shared>,
     pub metrics: Metrics,
 }
 

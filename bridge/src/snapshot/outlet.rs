@@ -20,7 +20,7 @@ use crate::publish::publisher::Chained;
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
 const IN_FLIGHT_MESSAGES_MAX: usize = 16;
 /// NATS may be away for this long; then the snapshot, which holds a transaction open, is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Outlet {
     jetstream: jetstream::Context,

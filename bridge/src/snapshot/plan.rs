@@ -65,13 +65,17 @@ const FIND: &str = "\
     SELECT c.oid, c.relkind = 'p', row_security_active(c.oid), \
       has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'), \
       coalesce((SELECT json_agg(to_jsonb(pt) ORDER BY pt.pubname)::text FROM pg_publication_tables pt \
-        WHERE pt.pubname = ANY($3) AND pt.schemaname = n.nspname AND pt.tablename = c.relname), '[]'), \
-      (SELECT sum(pg_table_size(part.relid))::int8 FROM \
-        (SELECT c.oid::regclass AS relid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS part), \
-      (SELECT CASE WHEN min(leaf.reltuples) >= 0 THEN sum(leaf.reltuples)::int8 END FROM pg_class leaf \
-        WHERE leaf.relkind = 'r' AND (leaf.oid = c.oid OR leaf.oid IN (SELECT relid FROM pg_partition_tree(c.oid)))) \
+        WHERE pt.pubname = ANY($3) AND pt.schemaname = n.nspname AND pt.tablename = c.relname), '[]') \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE n.nspname::text = $1 AND c.relname::text = $2 AND c.relkind IN ('r', 'p')";
+
+/// Asked under the lock only: these functions lock what they measure.
+const SIZE: &str = "\
+    WITH part AS (SELECT $1::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree($1::oid)) \
+    SELECT coalesce(sum(pg_table_size(c.oid)), 0)::int8, \
+      CASE WHEN min(c.reltuples) FILTER (WHERE c.relkind = 'r') >= 0 \
+        THEN (sum(c.reltuples) FILTER (WHERE c.relkind = 'r'))::int8 END \
+    FROM pg_class c JOIN part ON part.oid = c.oid";
 
 const COLUMNS: &str = "\
     SELECT a.attname::text, a.atttypid, a.attgenerated = '', \
@@ -79,13 +83,14 @@ const COLUMNS: &str = "\
         AND (i.indisprimary OR i.indisreplident) AND a.attnum = ANY(i.indkey)) \
     FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
-/// Looks a table up; refuses what has no complete snapshot.
+/// Looks a table up; refuses what has no complete snapshot. PostgreSQL from 16 on may wait for the locks
+/// of published tables here: set lock_timeout.
 pub async fn find(
     client: &Client,
     schema: &str,
     table: &str,
     publications: &[String],
-) -> Result<(Target, Size), Failure> {
+) -> Result<Target, Failure> {
     let name = || format!("{schema}.{table}");
     let row = client
         .query_opt(FIND, &[&schema, &table, &publications])
@@ -137,7 +142,7 @@ pub async fn find(
             });
         }
     }
-    let target = Target {
+    Ok(Target {
         oid,
         schema: schema.to_owned(),
         table: table.to_owned(),
@@ -145,12 +150,16 @@ pub async fn find(
         columns,
         key,
         row_filters: row_filters(published),
-    };
-    let size = Size {
-        table_bytes: row.get::<_, i64>(5) as u64,
-        rows_estimated: row.get::<_, Option<i64>>(6).map(|rows| rows as u64),
-    };
-    Ok((target, size))
+    })
+}
+
+/// How large it is; the caller holds the table's lock.
+pub async fn size(client: &Client, target: &Target) -> Result<Size, Failure> {
+    let row = client.query_one(SIZE, &[&target.oid]).await?;
+    Ok(Size {
+        table_bytes: row.get::<_, i64>(0) as u64,
+        rows_estimated: row.get::<_, Option<i64>>(1).map(|rows| rows as u64),
+    })
 }
 
 fn not_published(name: &str, is_partitioned: bool, publications: &[String]) -> Failure {

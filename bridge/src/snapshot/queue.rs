@@ -33,7 +33,7 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cancelled {
     /// It had not begun, and will not.
-    Waiting(Job),
+    Waiting(Box<Job>),
     /// It runs; whoever runs it must stop it.
     Running,
     Unknown,
@@ -117,7 +117,7 @@ impl Queue {
             .iter()
             .position(|job| job.snapshot_id == snapshot_id);
         if let Some(job) = index.and_then(|index| self.waiting.remove(index)) {
-            return Cancelled::Waiting(job);
+            return Cancelled::Waiting(Box::new(job));
         }
         if self.runs(snapshot_id) {
             Cancelled::Running

@@ -19,23 +19,15 @@ use wire::{Lsn, Message};
 
 use super::chunk::{self, Encoder, Header, Limits, Sealed};
 use super::failure::Failure;
-use super::handoff::MARKER_PREFIX;
+use super::join::{Joined, changed, join};
 use super::outlet::Outlet;
-use super::plan::{self, Plan, Size, Target};
+use super::plan::{self, Plan, Size};
 use super::progress::Meter;
 use super::queue::Job;
-use super::transactions::{Joint, Visibility};
 use super::{Settings, compress, unix_s};
 use crate::catalog::Catalog;
 use crate::publish::publisher::Chained;
 
-/// How long the table may be locked by others before the snapshot is refused.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How far the source may be behind: the snapshot's transaction stays open for so long.
-const MARKER_TIMEOUT: Duration = Duration::from_mins(5);
-/// A snapshot is taken again at most so often; each time a commit needs to become visible.
-const ATTEMPTS_MAX: usize = 50;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Room for the headers beside the snapshot's id: their names, `Content-Encoding`, a chunk's number.
@@ -106,9 +98,14 @@ impl Worker {
     async fn dump(&self, client: &Client, job: &Job) -> Result<Summary, Failure> {
         let mut beside = Catalog::new(self.settings.postgres.clone());
         let limits = self.limits(job).await?;
-        let (target, plan, joint, size) = self.join(client, &mut beside, job).await?;
+        let Joined {
+            target,
+            plan,
+            joint,
+            size,
+        } = join(&self.settings, client, &mut beside, job).await?;
         self.check_size(job, &size).await?;
-        let cdc_seq = self.settings.handoff.sequence_before(joint.lsn);
+        let cdc_seq = self.settings.shared.handoff.sequence_before(joint.lsn);
         let mut encoder = self
             .encoder(&mut beside, job, &plan, joint.lsn, limits)
             .await?;
@@ -123,7 +120,7 @@ impl Worker {
 
         let beside = beside.client().await?;
         let found = plan::find(beside, &job.schema, &job.table, &self.settings.publications).await;
-        if found.is_err() || found.is_ok_and(|(now, _)| now != target) {
+        if found.is_err() || found.is_ok_and(|now| now != target) {
             return Err(changed());
         }
         let meta = Meta {
@@ -146,70 +143,6 @@ impl Worker {
         })
     }
 
-    /// Opens the snapshot's transaction and finds where the stream joins it.
-    async fn join(
-        &self,
-        client: &Client,
-        beside: &mut Catalog,
-        job: &Job,
-    ) -> Result<(Target, Plan, Joint, Size), Failure> {
-        let publications = &self.settings.publications;
-        let (target, _) = plan::find(client, &job.schema, &job.table, publications).await?;
-        let plan = target.plan(client, &job.options).await?;
-        for _ in 0..ATTEMPTS_MAX {
-            // PostgreSQL: the transaction's snapshot is taken by its first query; neither SET nor LOCK is
-            // one. So what the snapshot shows is not older than the lock.
-            client.batch_execute(&begin()).await?;
-            client.batch_execute(&plan.lock).await.map_err(|error| {
-                let failure = Failure::from(error);
-                if failure.code == ErrorCode::UnknownTable {
-                    changed()
-                } else {
-                    failure
-                }
-            })?;
-            let row = client
-                .query_one("SELECT pg_current_snapshot()::text", &[])
-                .await?;
-            let visibility = Visibility::parse(row.get(0))
-                .map_err(|error| Failure::unavailable(error.to_string()))?;
-            let (now, size) = plan::find(client, &job.schema, &job.table, publications).await?;
-            if now != target {
-                return Err(changed());
-            }
-            let joint = self.marker(beside, job, visibility).await?;
-            if !has_committed(beside.client().await?, &joint.unaccounted).await? {
-                return Ok((target, plan, joint, size));
-            }
-            client.batch_execute("ROLLBACK").await?;
-            tokio::time::sleep(ATTEMPT_PAUSE).await;
-        }
-        Err(Failure::unavailable(
-            "transactions that committed before the bridge started do not become visible",
-        ))
-    }
-
-    /// Writes a marker behind the snapshot and waits until the source has read it.
-    async fn marker(
-        &self,
-        beside: &mut Catalog,
-        job: &Job,
-        visibility: Visibility,
-    ) -> Result<Joint, Failure> {
-        let answer = self.settings.handoff.expect(&job.snapshot_id, visibility);
-        let sql = "SELECT pg_logical_emit_message(true, $1, $2::text)";
-        let client = beside.client().await?;
-        client
-            .query_one(sql, &[&MARKER_PREFIX, &job.snapshot_id])
-            .await?;
-        match tokio::time::timeout(MARKER_TIMEOUT, answer).await {
-            Ok(Ok(joint)) => Ok(joint),
-            Ok(Err(_)) | Err(_) => Err(Failure::unavailable(format!(
-                "the bridge is more than {MARKER_TIMEOUT:?} behind PostgreSQL"
-            ))),
-        }
-    }
-
     async fn copy(
         &self,
         client: &Client,
@@ -228,7 +161,7 @@ impl Worker {
         let mut lines = std::pin::pin!(client.copy_out(&plan.copy).await?);
         // PostgreSQL: in COPY TO each CopyData message holds one row ("COPY-out mode").
         while let Some(line) = lines.next().await {
-            let Some(sealed) = encoder.push(&line?).map_err(refused)? else {
+            let Some(sealed) = encoder.push(&line?).map_err(|error| refused(&error))? else {
                 continue;
             };
             self.publish(outlet, job, sealed, &mut meter).await?;
@@ -428,34 +361,7 @@ impl Worker {
     }
 }
 
-fn begin() -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-         SET LOCAL lock_timeout = {}; SET LOCAL row_security = off; \
-         SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
-        LOCK_TIMEOUT.as_millis()
-    )
-}
-
-async fn has_committed(client: &Client, xids: &[u64]) -> Result<bool, Failure> {
-    if xids.is_empty() {
-        return Ok(false);
-    }
-    let xids: Vec<String> = xids.iter().map(u64::to_string).collect();
-    let sql = "SELECT EXISTS (SELECT FROM unnest($1::text[]) AS xid \
-               WHERE pg_xact_status(xid::xid8) = 'committed')";
-    Ok(client.query_one(sql, &[&xids]).await?.get(0))
-}
-
-fn changed() -> Failure {
-    Failure::new(
-        ErrorCode::TableChanged,
-        "the table or its publication changed while it was read",
-        "read its schema again, then ask again",
-    )
-}
-
-fn refused(error: chunk::Error) -> Failure {
+fn refused(error: &chunk::Error) -> Failure {
     match error {
         chunk::Error::RowTooLarge { .. } => Failure::new(
             ErrorCode::TooLarge,
