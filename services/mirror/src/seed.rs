@@ -27,7 +27,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// one snapshot.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(30);
 /// A snapshot of which nothing comes for this long is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// Between two attempts at the same table.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -203,7 +203,7 @@ impl Seeder<'_> {
         if newest.is_none() {
             tracing::warn!(table = %name, "the bridge has published no schema for this table yet; is it in the publication?");
         }
-        let needs_typed_rows = newest.is_some_and(|schema| is_typed(schema));
+        let needs_typed_rows = newest.is_some_and(is_typed);
         let options = Options {
             values: if needs_typed_rows {
                 Values::Typed

@@ -25,6 +25,7 @@ use wire::{Event, Lsn, Message, Operation, Position, SubjectPattern};
 use crate::config::{self, Config, Streams};
 use crate::join::Bounds;
 use crate::table::TableName;
+use crate::value::hex;
 
 pub struct Source {
     client: Client,
@@ -334,12 +335,4 @@ fn read(what: String, source: impl Into<Cause>) -> Error {
         what,
         source: source.into(),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

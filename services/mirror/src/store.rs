@@ -20,7 +20,7 @@ use wire::{Message, Position};
 use crate::change::{self, Change, Mismatch, Values};
 use crate::join::{Need, Snapshot};
 use crate::schema_change::Step;
-use crate::shape::{self, Key, Shape};
+use crate::shape::{self, Shape};
 use crate::table::{TableName, quoted};
 
 #[derive(Debug)]
@@ -504,10 +504,8 @@ fn apply(connection: &Connection, table: &Table, change: Change) -> Result<(), A
     let rows = match change {
         Change::Insert(row) => {
             let mut insert = connection.prepare_cached(&shape.insert)?;
-            return Ok(insert
-                .execute(params_from_iter(row))
-                .map(drop)
-                .map_err(inserted)?);
+            let inserted_rows = insert.execute(params_from_iter(row));
+            return inserted_rows.map(drop).map_err(inserted);
         }
         Change::Truncate => {
             connection.execute(&format!("DELETE FROM {}", quoted(&table.local)), [])?;
@@ -624,12 +622,5 @@ fn lock(path: &Path) -> Result<File, Error> {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked(path.to_owned())),
         Err(std::fs::TryLockError::Error(source)) => Err(open(source)),
-    }
-}
-
-impl Table {
-    /// True when rows can be found again.
-    pub fn has_key(&self) -> bool {
-        self.shape.key != Key::None
     }
 }

@@ -4,7 +4,7 @@
 //! is whole.
 //! Invariant: "whole" is said only after every event of every transaction seen so far.
 
-use wire::{Lsn, Position};
+use wire::Position;
 
 /// Follows the stream's transactions.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -68,19 +68,13 @@ impl Transactions {
             State::Inside(_) => false,
         }
     }
-
-    /// The commit LSN of the event taken last.
-    pub fn commit_lsn(&self) -> Option<Lsn> {
-        match self.state {
-            State::Start => None,
-            State::Between(position) | State::Inside(position) => Some(position.commit_lsn),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use wire::Lsn;
 
     use super::*;
 

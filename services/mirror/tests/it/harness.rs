@@ -174,6 +174,18 @@ impl World {
         self.stack.dir().join("local.db")
     }
 
+    /// No mirror may run.
+    pub fn remove_db(&self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let mut path = self.db().into_os_string();
+            path.push(suffix);
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
     pub fn mirror(&self, tables: &str, flags: &[&str]) -> Process {
         self.stack
             .program(env!("CARGO_BIN_EXE_mirror"))

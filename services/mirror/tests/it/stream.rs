@@ -160,6 +160,5 @@ async fn the_body_of_an_event_too_large_for_a_message_is_fetched() {
 
 fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
-    let digest = sha2::Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    mirror::value::hex(&sha2::Sha256::digest(bytes))
 }
