@@ -15,11 +15,12 @@ use wire::gap::Gap;
 use wire::schema::SchemaChanged;
 use wire::{Event, Lsn, Message as _, Position, names};
 
+use crate::chain::Chain;
 use crate::change;
-use crate::join::{Bounds, Need};
+use crate::continuity::check;
+use crate::join::Need;
 use crate::progress::Progress;
 use crate::schema_change::{self, Plan};
-use crate::seed::Chain;
 use crate::source::{self, Mark, Reader, Source, Stored, decode};
 use crate::store::{self, ApplyError, Divergence, Store, Tail};
 use crate::table::TableName;
@@ -74,56 +75,6 @@ pub struct Follower<'a> {
     uncommitted: u64,
     committed: u64,
     committed_at: Instant,
-}
-
-/// Marks the tables that the stream does not continue; true when there are any.
-pub async fn check(source: &Source, store: &mut Store) -> Result<bool, Error> {
-    let bounds = source.bounds().await?;
-    let rewritten = match store.tail()? {
-        Some(tail) => {
-            let now = source.position_at(tail.sequence).await?;
-            // None: retention has taken it, and there is nothing to compare.
-            now.filter(|(position, _)| *position != tail.position)
-        }
-        None => None,
-    };
-    let mut needs = Vec::new();
-    for table in store.tables() {
-        if let Some(need) = broken(table, &bounds, rewritten.map(|(_, stored_ns)| stored_ns)) {
-            needs.push((table.name.clone(), need));
-        }
-    }
-    if needs.is_empty() {
-        return Ok(false);
-    }
-    store.mark(&needs)?;
-    Ok(true)
-}
-
-/// Why the stream does not continue the table, if it does not. `rewritten_ns`: another event stands
-/// where the last one applied stood, since then.
-fn broken(table: &store::Table, bounds: &Bounds, rewritten_ns: Option<i128>) -> Option<Need> {
-    let mut need = Need::default();
-    need.reason = if i128::from(table.ended_ns) < bounds.created_ns {
-        "the stream was made anew".to_owned()
-    } else if let Some(rewritten_ns) = rewritten_ns {
-        need.after_ns = i64::try_from(rewritten_ns).unwrap_or(i64::MAX);
-        "the stream went back and took another course".to_owned()
-    } else if bounds.last_seq < table.sequence {
-        format!(
-            "the stream ends at {}, before {}",
-            bounds.last_seq, table.sequence
-        )
-    } else if table.sequence + 1 < bounds.first_seq {
-        let lost = table.sequence + 1;
-        format!(
-            "messages {lost} to {} have left the stream",
-            bounds.first_seq - 1
-        )
-    } else {
-        return None;
-    };
-    Some(need)
 }
 
 impl<'a> Follower<'a> {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use daemon::backoff::{self, Backoff};
 
+use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::follow::{self, Ended, Follower};
 use crate::progress::Progress;
-use crate::seed::{self, Chain, Seeder};
+use crate::seed::{self, Seeder};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 
@@ -94,11 +95,12 @@ impl Keeper {
 }
 
 impl Error {
-    /// True when NATS or the bridge may come back.
+    /// True when waiting may help: for NATS, the bridge, or whoever has the file locked.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Source(error) => error.is_retryable(),
-            Self::Config(_) | Self::Store(_) | Self::Seed(_) | Self::Follow(_) => false,
+            Self::Store(error) => error.is_retryable(),
+            Self::Config(_) | Self::Seed(_) | Self::Follow(_) => false,
         }
     }
 }

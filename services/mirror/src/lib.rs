@@ -17,10 +17,13 @@ pub mod value;
 pub mod source;
 pub mod store;
 
-// What the mirror does with them.
+// What the mirror does with them, in this order.
+pub mod continuity;
 pub mod follow;
 pub mod keeper;
-pub mod progress;
+pub mod request;
 pub mod seed;
 
+pub mod chain;
 pub mod config;
+pub mod progress;

@@ -7,25 +7,21 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use wire::Message as _;
 use wire::names;
 use wire::schema::Schema;
-use wire::snapshot::{self, ErrorCode, Meta, Start};
-use wire::snapshot_request::{Options, Reply, Values};
+use wire::snapshot::{self, Meta, Start};
 
+use crate::chain::Chain;
 use crate::join::{self, Need, Refusal, Snapshot};
 use crate::progress::Progress;
+use crate::request;
 use crate::shape::{self, Shape};
 use crate::source::{self, Source, Stored, decode};
 use crate::store::{self, ApplyError, Divergence, Load, Store};
 use crate::table::TableName;
 
 /// How long between two looks at a subject.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// A request that is not answered is repeated: the bridge may have been away, and equal requests share
-/// one snapshot.
-const REQUEST_INTERVAL: Duration = Duration::from_secs(30);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A snapshot of which nothing comes for this long is given up.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// Between two attempts at the same table.
@@ -47,7 +43,7 @@ pub enum Error {
 
 /// Why a snapshot was given up; the next one may do.
 #[derive(Debug, thiserror::Error)]
-enum Abandoned {
+pub enum Abandoned {
     #[error("it cannot be joined")]
     Refused(#[from] Refusal),
     #[error("it failed: {0}")]
@@ -109,7 +105,7 @@ impl Seeder<'_> {
             tracing::info!(table = %name, snapshot_id = start.snapshot_id, "joins an existing snapshot");
             return self.begin(name, start, sequence).await;
         }
-        match self.request(name).await? {
+        match request::request(self.source, name).await? {
             Ok((start, sequence)) => self.begin(name, start, sequence).await,
             Err(abandoned) => Ok(Err(abandoned)),
         }
@@ -118,6 +114,7 @@ impl Seeder<'_> {
     /// The newest whole snapshot, if it can be joined.
     async fn existing(&self, name: &TableName, need: &Need) -> Result<Option<(Start, u64)>, Error> {
         let Some(meta) = self
+            .source
             .last::<Meta>(&names::init_meta(&name.schema, &name.table))
             .await?
         else {
@@ -125,6 +122,7 @@ impl Seeder<'_> {
         };
         // When the last start is another's, a newer snapshot is being made: that one then.
         let start = self
+            .source
             .last::<Start>(&names::init_start(&name.schema, &name.table))
             .await?;
         let Some((start, started)) =
@@ -148,86 +146,6 @@ impl Seeder<'_> {
                 Ok(None)
             }
         }
-    }
-
-    /// Asks for a snapshot and waits until it has begun.
-    async fn request(&self, name: &TableName) -> Result<Result<(Start, u64), Abandoned>, Error> {
-        let (schema, table) = (&name.schema, &name.table);
-        let start_subject = names::init_start(schema, table);
-        let error_subject = names::init_error(schema, table);
-        let sequence = |message: Option<Stored>| message.map_or(0, |message| message.sequence);
-        let start_before = sequence(self.source.last_init(&start_subject).await?);
-        let error_before = sequence(self.source.last_init(&error_subject).await?);
-
-        let inbox = self.source.client().new_inbox();
-        let mut replies = self.source.subscribe(inbox.clone()).await?;
-        let mut snapshot_id: Option<String> = None;
-        let mut asked_at: Option<Instant> = None;
-        loop {
-            if asked_at.is_none_or(|asked_at| REQUEST_INTERVAL <= asked_at.elapsed()) {
-                asked_at = Some(Instant::now());
-                self.ask(name, &inbox).await?;
-            }
-            if let Ok(Some(reply)) = tokio::time::timeout(LOOK_INTERVAL, replies.next()).await {
-                // The stream that keeps requests answers too, with a PubAck, which is no reply of the
-                // bridge's; so does the server when nobody listens.
-                match Reply::decode(&reply.payload) {
-                    Ok(Reply::Accepted { snapshot_id: id }) => {
-                        tracing::info!(table = %name, snapshot_id = id, "snapshot promised");
-                        snapshot_id = Some(id);
-                    }
-                    Ok(Reply::Refused(error)) => return refused(name, &error).map(Err),
-                    Err(_) => {}
-                }
-            }
-            let is_ours = |id: &str| snapshot_id.as_deref().is_none_or(|ours| ours == id);
-            if let Some((start, at)) = self.last::<Start>(&start_subject).await? {
-                // A shared snapshot may have begun before we asked; then only its id tells.
-                let is_new = start_before < at.sequence || snapshot_id.is_some();
-                if is_new && is_ours(&start.snapshot_id) {
-                    return Ok(Ok((start, at.sequence)));
-                }
-            }
-            if let Some((error, at)) = self.last::<snapshot::Error>(&error_subject).await?
-                && error_before < at.sequence
-                && error.snapshot_id.as_deref().is_none_or(is_ours)
-            {
-                return refused(name, &error).map(Err);
-            }
-        }
-    }
-
-    async fn ask(&self, name: &TableName, inbox: &str) -> Result<(), Error> {
-        let history = self.source.history(name).await?;
-        let newest = history.iter().max_by_key(|schema| schema.version);
-        if newest.is_none() {
-            tracing::warn!(table = %name, "the bridge has published no schema for this table yet; is it in the publication?");
-        }
-        let needs_typed_rows = newest.is_some_and(is_typed);
-        let options = Options {
-            values: if needs_typed_rows {
-                Values::Typed
-            } else {
-                Values::Text
-            },
-            ..Options::default()
-        };
-        let payload = if options == Options::default() {
-            Vec::new()
-        } else {
-            options.to_msgpack()
-        };
-        let subject = names::snapshot_request(&name.schema, &name.table);
-        tracing::info!(table = %name, subject, "asks for a snapshot");
-        let client = self.source.client();
-        let sent = client
-            .publish_with_reply(subject.clone(), inbox.to_owned(), payload.into())
-            .await;
-        sent.map_err(|error| source::Error::Read {
-            what: format!("a reply on {subject}"),
-            source: error.into(),
-        })?;
-        Ok(())
     }
 
     /// Makes the table that the chunks go into.
@@ -304,7 +222,7 @@ impl Seeder<'_> {
                 let subject = names::init_error(&name.schema, &name.table);
                 let error = self.by_id(&subject, of_ours, load.init_sequence).await?;
                 if let Some((error, _)) = error {
-                    return refused(name, &error).map(Err);
+                    return request::refused(name, &error).map(Err);
                 }
             }
             if SILENCE_MAX <= heard_at.elapsed() {
@@ -358,7 +276,7 @@ impl Seeder<'_> {
         is_meant: impl Fn(&T) -> bool,
         behind: u64,
     ) -> Result<Option<(T, Stored)>, Error> {
-        let Some((last, at)) = self.last::<T>(subject).await? else {
+        let Some((last, at)) = self.source.last::<T>(subject).await? else {
             return Ok(None);
         };
         if is_meant(&last) {
@@ -381,13 +299,6 @@ impl Seeder<'_> {
         Ok(None)
     }
 
-    async fn last<T: wire::Message>(&self, subject: &str) -> Result<Option<(T, Stored)>, Error> {
-        let Some(stored) = self.source.last_init(subject).await? else {
-            return Ok(None);
-        };
-        Ok(Some((decode(&stored.payload, subject)?, stored)))
-    }
-
     async fn needs_typed_rows(&self, name: &TableName, start: &Start) -> Result<bool, Error> {
         let history = self.source.history(name).await?;
         let schema = history
@@ -397,43 +308,6 @@ impl Seeder<'_> {
     }
 }
 
-fn is_typed(schema: &Schema) -> bool {
+pub fn is_typed(schema: &Schema) -> bool {
     Shape::new(schema, "").is_ok_and(|shape| shape.needs_typed_rows())
-}
-
-/// What will not change by asking again ends the mirror; the rest is tried again.
-fn refused(name: &TableName, error: &snapshot::Error) -> Result<Abandoned, Error> {
-    match error.code {
-        ErrorCode::BadRequest
-        | ErrorCode::UnknownTable
-        | ErrorCode::NotPublished
-        | ErrorCode::RowSecurity
-        | ErrorCode::Denied
-        | ErrorCode::TooLarge => Err(Error::Refused {
-            table: name.clone(),
-            message: error.error.clone(),
-            hint: error.hint.clone(),
-        }),
-        ErrorCode::QueueFull
-        | ErrorCode::LockTimeout
-        | ErrorCode::TableChanged
-        | ErrorCode::Cancelled
-        | ErrorCode::Unavailable
-        | ErrorCode::Unknown => Ok(Abandoned::Failed(error.error.clone())),
-    }
-}
-
-/// An error with its causes on one line.
-pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(formatter, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -199,6 +199,14 @@ impl Source {
         }
     }
 
+    /// The same, read.
+    pub async fn last<T: Message>(&self, subject: &str) -> Result<Option<(T, Stored)>, Error> {
+        let Some(stored) = self.last_init(subject).await? else {
+            return Ok(None);
+        };
+        Ok(Some((decode(&stored.payload, subject)?, stored)))
+    }
+
     /// The versions of a table's schema that the bucket still has.
     pub async fn history(&self, name: &TableName) -> Result<Vec<Schema>, Error> {
         let what = || format!("the schema of {name} in bucket {BUCKET_SCHEMAS}");

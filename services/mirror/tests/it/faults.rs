@@ -110,6 +110,10 @@ async fn a_table_that_retention_overtook_is_seeded_anew() {
     let last = world
         .transaction(130, vec![insert("users", user(4, "four"))])
         .await;
+    let file = rusqlite::Connection::open(world.db()).unwrap();
+    let mine = "CREATE INDEX mine ON users (name); CREATE VIEW names AS SELECT name FROM users";
+    file.execute_batch(mine).unwrap();
+    drop(file);
     let stream = world.context.get_stream("CDC").await.unwrap();
     stream.purge().sequence(last).await.unwrap();
     let mut requests = world.requests().await;
@@ -121,6 +125,9 @@ async fn a_table_that_retention_overtook_is_seeded_anew() {
 
     assert!(mirror.wait(DEADLINE).success(), "{}", mirror.log_tail());
     assert_eq!(world.rows("SELECT id FROM users"), ["9"]);
+    assert_eq!(world.rows("SELECT * FROM names"), ["all"]);
+    let index = "SELECT name FROM pragma_index_list('users') WHERE name = 'mine'";
+    assert_eq!(world.rows(index), ["mine"], "what others made is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,20 +8,26 @@
 //! it began with, the stream sequence it has), `_mirror_loads` (a snapshot being read) and
 //! `_mirror_stream` (the last event applied, and in which stream).
 
+mod load;
+mod rows;
+
+pub use load::Load;
+pub use rows::{ApplyError, Divergence};
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use wire::schema::Schema;
-use wire::snapshot::{Chunk, Meta, Start};
+use wire::snapshot::Meta;
 use wire::{Message, Position};
 
-use crate::change::{self, Change, Mismatch, Values};
-use crate::join::{Need, Snapshot};
+use crate::change::Change;
+use crate::join::Need;
 use crate::schema_change::Step;
 use crate::shape::{self, Shape};
-use crate::table::{TableName, quoted};
+use crate::table::TableName;
 
 #[derive(Debug)]
 pub struct Store {
@@ -47,18 +53,6 @@ pub struct Table {
     pub sequence: u64,
     /// Of the last event applied.
     pub position: Position,
-}
-
-/// A snapshot being read into a table beside the one it will replace.
-#[derive(Debug, Clone)]
-pub struct Load {
-    pub start: Start,
-    pub schema: Schema,
-    pub shape: Shape,
-    pub chunks: u64,
-    pub rows: u64,
-    /// Of the last chunk, or of the start, in stream `INIT`.
-    pub init_sequence: u64,
 }
 
 /// The last event applied: that it still stands at its sequence shows that the stream is the same.
@@ -92,23 +86,22 @@ pub enum Error {
     },
 }
 
-/// The rows here are not those of the source, or an event is not of this table.
-#[derive(Debug, thiserror::Error)]
-pub enum Divergence {
-    #[error("an inserted row is here already")]
-    Present,
-    #[error("{rows} rows here are the one that was changed")]
-    Found { rows: usize },
-    #[error("the event does not fit the table")]
-    Mismatch(#[from] Mismatch),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    #[error(transparent)]
-    Diverged(#[from] Divergence),
-    #[error("SQLite")]
-    Sqlite(#[from] rusqlite::Error),
+impl Error {
+    /// True when another process holds the file, or the disk may be made room on.
+    pub fn is_retryable(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+        match self {
+            Self::Sqlite(error) => matches!(
+                error.sqlite_error_code(),
+                Some(DatabaseBusy | DatabaseLocked | DiskFull)
+            ),
+            Self::Open { .. }
+            | Self::Locked(_)
+            | Self::Version(_)
+            | Self::Notes
+            | Self::Shape { .. } => false,
+        }
+    }
 }
 
 /// Of the notes; `PRAGMA user_version`.
@@ -220,157 +213,6 @@ impl Store {
         Ok(())
     }
 
-    /// A snapshot whose reading was interrupted.
-    pub fn load(&self, name: &TableName) -> Result<Option<Load>, Error> {
-        let sql =
-            "SELECT start, schema, chunks, rows, init_sequence FROM _mirror_loads WHERE name = ?";
-        let row = self.connection.query_row(sql, [name.local()], |row| {
-            Ok((
-                row.get::<_, String>(0)?,
-                row.get::<_, String>(1)?,
-                row.get::<_, i64>(2)?,
-                row.get::<_, i64>(3)?,
-                row.get::<_, i64>(4)?,
-            ))
-        });
-        let Some((start, schema, chunks, rows, init_sequence)) = row.optional()? else {
-            return Ok(None);
-        };
-        let schema: Schema = note(&schema)?;
-        let shape = make_shape(name, &schema, &staging(name))?;
-        Ok(Some(Load {
-            start: note(&start)?,
-            schema,
-            shape,
-            chunks: chunks as u64,
-            rows: rows as u64,
-            init_sequence: init_sequence as u64,
-        }))
-    }
-
-    /// Makes room for a snapshot. `schema` holds its columns alone.
-    pub fn begin_load(
-        &mut self,
-        name: &TableName,
-        start: Start,
-        schema: Schema,
-        init_sequence: u64,
-    ) -> Result<Load, Error> {
-        let shape = make_shape(name, &schema, &staging(name))?;
-        let transaction = self.connection.transaction()?;
-        transaction.execute_batch(&format!(
-            "DROP TABLE IF EXISTS {}; {}",
-            quoted(&staging(name)),
-            shape::create(&schema, &staging(name))
-        ))?;
-        transaction.execute(
-            "INSERT OR REPLACE INTO _mirror_loads VALUES (?, ?, ?, 0, 0, ?)",
-            params![
-                name.local(),
-                start.to_json(),
-                schema.to_json(),
-                init_sequence as i64
-            ],
-        )?;
-        transaction.commit()?;
-        Ok(Load {
-            start,
-            schema,
-            shape,
-            chunks: 0,
-            rows: 0,
-            init_sequence,
-        })
-    }
-
-    /// Stores the next chunk.
-    pub fn push(
-        &mut self,
-        name: &TableName,
-        load: &mut Load,
-        chunk: &Chunk,
-        init_sequence: u64,
-    ) -> Result<(), ApplyError> {
-        let transaction = self.connection.transaction()?;
-        {
-            let mut insert = transaction.prepare_cached(&load.shape.insert)?;
-            for row in &chunk.data {
-                let row = change::full_row(&load.shape, &row.0).map_err(Divergence::Mismatch)?;
-                insert.execute(params_from_iter(row)).map_err(inserted)?;
-            }
-        }
-        let rows = load.rows + chunk.data.len() as u64;
-        transaction.execute(
-            "UPDATE _mirror_loads SET chunks = ?, rows = ?, init_sequence = ? WHERE name = ?",
-            params![
-                load.chunks as i64 + 1,
-                rows as i64,
-                init_sequence as i64,
-                name.local()
-            ],
-        )?;
-        transaction.commit()?;
-        load.chunks += 1;
-        load.rows = rows;
-        load.init_sequence = init_sequence;
-        Ok(())
-    }
-
-    /// Gives the reading up.
-    pub fn abandon(&mut self, name: &TableName) -> Result<(), Error> {
-        let transaction = self.connection.transaction()?;
-        transaction.execute("DELETE FROM _mirror_loads WHERE name = ?", [name.local()])?;
-        transaction.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&staging(name))))?;
-        transaction.commit()?;
-        Ok(())
-    }
-
-    /// Puts the snapshot in the table's place, all of it read. Changes follow behind `sequence`.
-    /// Indexes and triggers that someone made on the table are made again.
-    pub fn finish_load(
-        &mut self,
-        name: &TableName,
-        load: &Load,
-        snapshot: &Snapshot,
-        sequence: u64,
-    ) -> Result<(), Error> {
-        let local = name.local();
-        let transaction = self.connection.transaction()?;
-        let extras: Vec<String> = transaction
-            .prepare(
-                "SELECT sql FROM sqlite_schema
-                 WHERE tbl_name = ? AND type IN ('index', 'trigger') AND sql IS NOT NULL",
-            )?
-            .query_map([&local], |row| row.get(0))?
-            .collect::<Result<_, _>>()?;
-        transaction.execute_batch(&format!(
-            "DROP TABLE IF EXISTS {0}; ALTER TABLE {1} RENAME TO {0};",
-            quoted(&local),
-            quoted(&staging(name))
-        ))?;
-        for sql in extras {
-            if let Err(error) = transaction.execute_batch(&sql) {
-                tracing::warn!(table = %name, sql, %error, "an index or trigger does not fit the new table and is gone");
-            }
-        }
-        transaction.execute(
-            "INSERT OR REPLACE INTO _mirror_tables VALUES (?, ?, ?, ?, ?, ?)",
-            params![
-                local,
-                load.schema.to_json(),
-                snapshot.meta.to_json(),
-                i64::try_from(snapshot.ended_ns).unwrap_or(i64::MAX),
-                sequence as i64,
-                Position::START.to_string()
-            ],
-        )?;
-        for notes in ["_mirror_loads", "_mirror_needs"] {
-            transaction.execute(&format!("DELETE FROM {notes} WHERE name = ?"), [&local])?;
-        }
-        transaction.commit()?;
-        self.reload()
-    }
-
     /// Applies a change to table `index`, in the open transaction, which begins here when none is open.
     pub fn apply(
         &mut self,
@@ -380,7 +222,7 @@ impl Store {
     ) -> Result<(), ApplyError> {
         self.begin()?;
         let table = &self.tables[index];
-        apply(&self.connection, table, change)?;
+        rows::apply(&self.connection, table, change)?;
         self.tables[index].position = position;
         Ok(())
     }
@@ -391,7 +233,7 @@ impl Store {
         let table = &self.tables[index];
         for step in steps {
             self.connection
-                .execute_batch(&alter_sql(&table.local, step))?;
+                .execute_batch(&rows::alter(&table.local, step))?;
         }
         let shape = make_shape(&table.name, &schema, &table.local)?;
         self.connection.execute(
@@ -498,103 +340,6 @@ impl Store {
     }
 }
 
-/// Strict: an INSERT finds nothing there, an UPDATE or DELETE exactly one row.
-fn apply(connection: &Connection, table: &Table, change: Change) -> Result<(), ApplyError> {
-    let shape = &table.shape;
-    let rows = match change {
-        Change::Insert(row) => {
-            let mut insert = connection.prepare_cached(&shape.insert)?;
-            let inserted_rows = insert.execute(params_from_iter(row));
-            return inserted_rows.map(drop).map_err(inserted);
-        }
-        Change::Truncate => {
-            connection.execute(&format!("DELETE FROM {}", quoted(&table.local)), [])?;
-            return Ok(());
-        }
-        Change::Update { row, set } => {
-            let is_whole = set.len() == shape.columns.len()
-                && set
-                    .iter()
-                    .enumerate()
-                    .all(|(place, (index, _))| place == *index);
-            let sql = match &shape.update {
-                Some(update) if is_whole => update.clone(),
-                _ => update_sql(table, &row, &set),
-            };
-            let values = set.into_iter().chain(row).map(|(_, value)| value);
-            connection
-                .prepare_cached(&sql)?
-                .execute(params_from_iter(values))?
-        }
-        Change::Delete { row } => {
-            let condition = shape.condition(&table.local, row.iter().map(|(index, _)| *index));
-            let sql = format!("DELETE FROM {} WHERE {condition}", quoted(&table.local));
-            let values = row.into_iter().map(|(_, value)| value);
-            connection
-                .prepare_cached(&sql)?
-                .execute(params_from_iter(values))?
-        }
-    };
-    if rows == 1 {
-        Ok(())
-    } else {
-        Err(Divergence::Found { rows }.into())
-    }
-}
-
-fn update_sql(table: &Table, row: &Values, set: &Values) -> String {
-    let shape = &table.shape;
-    let set: Vec<String> = set
-        .iter()
-        .map(|(index, _)| format!("{} = ?", quoted(&shape.columns[*index].name)))
-        .collect();
-    let condition = shape.condition(&table.local, row.iter().map(|(index, _)| *index));
-    format!(
-        "UPDATE {} SET {} WHERE {condition}",
-        quoted(&table.local),
-        set.join(", ")
-    )
-}
-
-/// A row that is there twice is a matter of the data, not of the file.
-fn inserted(error: rusqlite::Error) -> ApplyError {
-    match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::ConstraintViolation) => Divergence::Present.into(),
-        _ => error.into(),
-    }
-}
-
-fn alter_sql(local: &str, step: &Step) -> String {
-    let table = quoted(local);
-    match step {
-        Step::Drop(name) => format!("ALTER TABLE {table} DROP COLUMN {};", quoted(name)),
-        Step::Add(column) => format!(
-            "ALTER TABLE {table} ADD COLUMN {} {};",
-            quoted(&column.name),
-            crate::value::Kind::of(column).sqlite_type()
-        ),
-        Step::Rename(pairs) => {
-            // By way of names nobody has, because two may swap.
-            let by_way = |index: usize| quoted(&format!("_mirror_renamed_{index}"));
-            let away = pairs.iter().enumerate().map(|(index, (from, _))| {
-                format!(
-                    "ALTER TABLE {table} RENAME COLUMN {} TO {};",
-                    quoted(from),
-                    by_way(index)
-                )
-            });
-            let back = pairs.iter().enumerate().map(|(index, (_, to))| {
-                format!(
-                    "ALTER TABLE {table} RENAME COLUMN {} TO {};",
-                    by_way(index),
-                    quoted(to)
-                )
-            });
-            away.chain(back).collect()
-        }
-    }
-}
-
 fn make_shape(name: &TableName, schema: &Schema, local: &str) -> Result<Shape, Error> {
     Shape::new(schema, local).map_err(|source| Error::Shape {
         table: name.clone(),
@@ -604,10 +349,6 @@ fn make_shape(name: &TableName, schema: &Schema, local: &str) -> Result<Shape, E
 
 fn note<T: Message>(text: &str) -> Result<T, Error> {
     T::decode(text.as_bytes()).map_err(|_| Error::Notes)
-}
-
-fn staging(name: &TableName) -> String {
-    format!("_mirror_load_{}", name.local())
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
