@@ -20,6 +20,8 @@ use crate::shared::{Condition, Shared};
 pub struct Admin {
     pub started: Instant,
     pub slot: String,
+    /// What a power cut of the NATS host could take, in words.
+    pub durability: String,
     pub shared: Arc<Shared>,
     pub metrics: Metrics,
     pub ring: Gauge,
@@ -35,6 +37,10 @@ pub const ROUTES: &[(&str, &str)] = &[
     ),
     ("GET /status", "how it stands, as JSON"),
     ("GET /metrics", "the same as numbers, for Prometheus"),
+    (
+        "POST /stream/accept",
+        "go on with a stream that was purged or made anew",
+    ),
     ("POST /shutdown", "drain and exit, as SIGTERM does"),
 ];
 
@@ -48,6 +54,10 @@ impl Admin {
                 self.refresh();
                 Response::text(self.metrics.text())
             }
+            ("/stream/accept", &Method::POST) => {
+                self.shared.accept_reset();
+                Response::json(r#"{"status":"accepted"}"#).with_status(StatusCode::ACCEPTED)
+            }
             ("/shutdown", &Method::POST) => {
                 self.shutdown
                     .trigger(Reason::Request("POST /shutdown".to_owned()));
@@ -56,7 +66,7 @@ impl Admin {
             ("/health" | "/ready" | "/status" | "/metrics", _) => {
                 Response::method_not_allowed("GET, HEAD")
             }
-            ("/shutdown", _) => Response::method_not_allowed("POST"),
+            ("/shutdown" | "/stream/accept", _) => Response::method_not_allowed("POST"),
             (path, _) => Response::not_found(path),
         }
     }
@@ -92,6 +102,7 @@ impl Admin {
     fn status(&self) -> serde_json::Value {
         let metrics = &self.metrics;
         let lag_bytes = metrics.wal_lag_bytes.get();
+        let publish = self.shared.publish_mode();
         let (source, publisher) = (self.shared.source(), self.shared.publisher());
         let status = match (&source, &publisher) {
             (Condition::Standby, _) => "standby",
@@ -113,8 +124,12 @@ impl Admin {
             "wal_lag_bytes": lag_bytes,
             "wal_lag_mb": lag_bytes / (1 << 20),
             "slot": self.slot,
+            "durability": self.durability,
+            "epoch": self.shared.epoch(),
             "postgres": describe(&source),
             "nats": describe(&publisher),
+            "publish_mode": publish.as_ref().map(|choice| choice.mode.name()),
+            "publish_mode_reason": publish.as_ref().map(|choice| choice.reason.as_str()),
             "ring_events": self.ring.events(),
             "ring_bytes": self.ring.bytes(),
         })

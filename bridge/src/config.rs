@@ -5,14 +5,15 @@
 
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
 use daemon::units;
 use wire::SubjectPattern;
 
-use crate::publish::oversize;
+use crate::durability::Durability;
+use crate::publish::{mode, oversize};
 use crate::ring::Budget;
 use crate::tools::Tool;
 
@@ -25,7 +26,8 @@ use crate::tools::Tool;
         NATS through NATS_HOST NATS_BRIDGE_USER NATS_BRIDGE_PASSWORD; LOG_LEVEL sets the log's level.\n\n\
         Exit codes: 0 drained, 2 wrong flags, 3 stopped before everything was stored (WAL replays it),\n\
         10 slot missing, 11 slot lost, 12 slot of another database, 13 publication missing,\n\
-        14 wal_level is not logical, 15 PostgreSQL refused the login or a privilege is missing."
+        14 wal_level is not logical, 15 PostgreSQL refused the login or a privilege is missing,\n\
+        16 PostgreSQL is another cluster than the stream's, or was restored to an earlier point."
 )]
 #[allow(clippy::struct_excessive_bools, reason = "flags are what they are")]
 pub struct Arguments {
@@ -81,9 +83,28 @@ pub struct Arguments {
     /// [default: {prefix}.{table}.{op}, with {schema} in front of {table} outside public]
     #[arg(long, global = true, value_name = "PATTERN")]
     subject: Option<String>,
+    /// How messages are published; auto goes by the server's version and the stream's settings
+    #[arg(long, value_enum, default_value_t = PublishModeArgument::Auto)]
+    publish_mode: PublishModeArgument,
+    /// Write a Nats-Msg-Id in every mode; msg-id mode always does
+    #[arg(long)]
+    msg_id: bool,
     /// What becomes of an event that no message can hold
     #[arg(long, value_enum, default_value_t = OversizeArgument::Park)]
     oversize: OversizeArgument,
+    /// When PostgreSQL may forget an event: once acked, once NATS has surely synced it to disk (`held`),
+    /// or at once because NATS syncs each message (`fsync`, needs `sync_interval: always`)
+    #[arg(long, value_enum, default_value_t = Durability::Held)]
+    durability: Durability,
+    /// How long `held` holds [default: 10s more than NATS's sync_interval, 130s where that is not known]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    hold: Option<Duration>,
+    /// Monitoring port of NATS, which tells its sync_interval [default: port 8222 of the first server]
+    #[arg(long, value_name = "HOST:PORT")]
+    nats_monitoring: Option<String>,
+    /// Go on with a stream that was purged or made anew, telling consumers of the gap
+    #[arg(long)]
+    accept_stream_reset: bool,
     /// Time to store what was read when asked to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     drain_timeout: Duration,
@@ -102,6 +123,18 @@ pub struct Arguments {
     /// How a log line looks
     #[arg(long, value_enum, default_value_t = LogArgument::Text)]
     log_format: LogArgument,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PublishModeArgument {
+    /// What costs the server least and is exact.
+    Auto,
+    /// Each message names the one before it.
+    Chain,
+    /// Fast-ingest batches; nats-server 2.14 and a stream with allow_batched.
+    Fast,
+    /// A message id and an ack for each; repeats are dropped within the duplicate window only.
+    MsgId,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -133,7 +166,15 @@ pub struct Config {
     pub create_publication: bool,
     pub port: u16,
     pub subjects: SubjectPattern,
+    pub publish_mode: mode::Wanted,
+    pub has_msg_id: bool,
     pub oversize: oversize::Policy,
+    pub durability: Durability,
+    /// How long an acked event's WAL is kept, where that was said.
+    pub hold: Option<Duration>,
+    /// `host:port`.
+    pub nats_monitoring: String,
+    pub accepts_stream_reset: bool,
     pub drain_timeout: Duration,
     pub ring: Budget,
     pub snapshot_workers: usize,
@@ -228,7 +269,6 @@ impl Config {
         Ok(Self {
             tool: arguments.tool,
             postgres,
-            nats,
             cdc_stream,
             init_stream,
             slot: arguments.slot,
@@ -239,10 +279,23 @@ impl Config {
             create_publication: arguments.create_publication,
             port: arguments.port,
             subjects,
+            publish_mode: match arguments.publish_mode {
+                PublishModeArgument::Auto => mode::Wanted::Auto,
+                PublishModeArgument::Chain => mode::Wanted::Chain,
+                PublishModeArgument::Fast => mode::Wanted::Fast,
+                PublishModeArgument::MsgId => mode::Wanted::MsgId,
+            },
+            has_msg_id: arguments.msg_id,
             oversize: match arguments.oversize {
                 OversizeArgument::Park => oversize::Policy::Park,
                 OversizeArgument::Halt => oversize::Policy::Halt,
             },
+            durability: arguments.durability,
+            hold: arguments.hold,
+            nats_monitoring: arguments
+                .nats_monitoring
+                .unwrap_or_else(|| monitoring(&nats)),
+            accepts_stream_reset: arguments.accept_stream_reset,
             drain_timeout: arguments.drain_timeout,
             ring: Budget {
                 events_max: arguments.ring_events.max(1),
@@ -250,6 +303,7 @@ impl Config {
             },
             snapshot_workers: usize::from(arguments.snapshot_workers),
             snapshot_chunk_rows: arguments.snapshot_chunk_rows as usize,
+            nats,
             log_format: match arguments.log_format {
                 LogArgument::Text => daemon::telemetry::LogFormat::Text,
                 LogArgument::Json => daemon::telemetry::LogFormat::Json,
@@ -259,6 +313,22 @@ impl Config {
 }
 
 impl TableFilter {
+    /// Filters over the subjects of these tables, or of all.
+    pub fn subject_filters(&self, subjects: &SubjectPattern) -> Vec<String> {
+        if self.names.is_empty() {
+            return vec![subjects.stream_subjects()];
+        }
+        let mut filters = Vec::new();
+        for name in &self.names {
+            if let Some((schema, table)) = name.split_once('.') {
+                filters.push(subjects.filter(schema, table));
+            }
+            // A table of `public` may have a dot in its name.
+            filters.push(subjects.filter(wire::names::PUBLIC, name));
+        }
+        filters
+    }
+
     pub fn admits(&self, schema: &str, table: &str) -> bool {
         self.names.is_empty() || self.names.iter().any(|name| names(name, schema, table))
     }
@@ -276,6 +346,39 @@ impl TableFilter {
     }
 }
 
+/// One flag, for the table in the README.
+pub struct Flag {
+    /// `--slot <SLOT>`.
+    pub usage: String,
+    pub default: String,
+    pub help: String,
+}
+
+/// Every flag in the order of `--help`.
+pub fn flags() -> Vec<Flag> {
+    let command = Arguments::command();
+    let flag = |argument: &clap::Arg| {
+        let long = argument.get_long()?;
+        let takes_value = argument.get_action().takes_values();
+        let value = argument.get_value_names().filter(|_| takes_value);
+        Some(Flag {
+            usage: value.map_or(format!("--{long}"), |names| {
+                format!("--{long} <{}>", names[0])
+            }),
+            default: match argument.get_default_values() {
+                [value] if takes_value => format!("`{}`", value.to_string_lossy()),
+                _ => String::new(),
+            },
+            help: argument
+                .get_help()?
+                .to_string()
+                .replace('\n', " ")
+                .replace('|', "\\|"),
+        })
+    };
+    command.get_arguments().filter_map(flag).collect()
+}
+
 /// Whether `name` from the command line means this table.
 pub fn names(name: &str, schema: &str, table: &str) -> bool {
     let is_qualified = name
@@ -283,6 +386,15 @@ pub fn names(name: &str, schema: &str, table: &str) -> bool {
         .and_then(|rest| rest.strip_prefix('.'))
         .is_some_and(|rest| rest == table);
     is_qualified || (schema == wire::names::PUBLIC && name == table)
+}
+
+/// Where nats-server is told to answer in most configurations.
+fn monitoring(nats: &NatsOptions) -> String {
+    let host = nats
+        .servers()
+        .first()
+        .map_or("localhost", |server| server.host());
+    format!("{host}:8222")
 }
 
 fn streams(given: &[String]) -> Result<[String; 2], Error> {

@@ -20,6 +20,7 @@ pub const WRONG_DATABASE: u8 = 12;
 pub const PUBLICATION_MISSING: u8 = 13;
 pub const WAL_LEVEL: u8 = 14;
 pub const DENIED: u8 = 15;
+pub const OTHER_HISTORY: u8 = 16;
 
 pub fn of_preflight(error: &preflight::Error) -> u8 {
     match error {
@@ -34,8 +35,12 @@ pub fn of_preflight(error: &preflight::Error) -> u8 {
 
 pub fn of_source(error: &source::Error) -> u8 {
     use postgres::Error;
-    let source::Error::Postgres(error) = error else {
-        return FAILURE;
+    let error = match error {
+        source::Error::Postgres(error) => error,
+        source::Error::Identity(_) => return OTHER_HISTORY,
+        source::Error::Decode(_) | source::Error::Assemble(_) | source::Error::ServerStopping => {
+            return FAILURE;
+        }
     };
     match error {
         Error::SlotMissing(_) => SLOT_MISSING,

@@ -42,6 +42,39 @@ impl Feedback {
     }
 }
 
+/// Tells a server that is shutting down by its questions.
+///
+/// PostgreSQL: a fast shutdown waits until each walsender's client has confirmed everything, and asks
+/// again after every answer (walsender.c, `WalSndDone`). What is held back would keep it waiting.
+#[derive(Debug)]
+pub struct Pings {
+    since: Instant,
+    count: u32,
+}
+
+/// So many requests within `PINGS_WINDOW`; otherwise there are two per `wal_sender_timeout`.
+const PINGS_MAX: u32 = 10;
+const PINGS_WINDOW: Duration = Duration::from_secs(1);
+
+impl Pings {
+    /// For a session that starts now.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            count: 0,
+        }
+    }
+
+    /// A reply was requested. True: the server waits for us to be able to stop.
+    pub fn asked(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) > PINGS_WINDOW {
+            *self = Self::new(now);
+        }
+        self.count += 1;
+        self.count >= PINGS_MAX
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +101,18 @@ mod tests {
         assert!(due(1, 100, false));
         assert!(!due(0, 999, false));
         assert!(due(0, 1000, false));
+    }
+
+    #[test]
+    fn only_a_server_that_stops_asks_again_and_again() {
+        let start = Instant::now();
+        let mut pings = Pings::new(start);
+
+        let calm = (0..20).any(|second| pings.asked(start + Duration::from_secs(second * 15)));
+        assert!(!calm);
+        let later = start + Duration::from_secs(400);
+        let stopping = (0..10).any(|ms| pings.asked(later + Duration::from_millis(ms)));
+        assert!(stopping);
     }
 
     #[test]

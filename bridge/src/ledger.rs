@@ -73,6 +73,12 @@ impl Ledger {
         self.in_flight.clear();
     }
 
+    /// The stream has lost what was acked: back to an LSN that was confirmed when it still held.
+    pub fn rewind(&mut self, confirmed: Lsn) {
+        self.restart();
+        self.confirmed = confirmed;
+    }
+
     /// Safe to confirm.
     pub fn confirmed(&self) -> Lsn {
         self.confirmed

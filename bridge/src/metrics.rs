@@ -38,8 +38,10 @@ metrics! {
     wal_messages_received: IntCounter = "bridge_wal_messages_received_total",
     /// Events proven to be stored in the stream.
     cdc_events_published: IntCounter = "bridge_cdc_events_published_total",
-    /// LSN confirmed to PostgreSQL, as a number.
+    /// LSN up to which everything is acked by JetStream, as a number.
     last_ack_lsn: IntGauge = "bridge_last_ack_lsn",
+    /// LSN confirmed to PostgreSQL, as a number; behind the acked one by what --durability holds.
+    confirmed_lsn: IntGauge = "bridge_confirmed_lsn",
     /// 1 while replication streams.
     connected: IntGauge = "bridge_connected",
     /// Reconnects to PostgreSQL.

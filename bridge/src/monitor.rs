@@ -3,15 +3,19 @@
 //! In: the catalogue, the metrics. Out: gauges, warnings, `METRICS` lines.
 //! Invariant: trouble here never touches the road.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream;
 use wire::Lsn;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
+use crate::shared::{Condition, Shared};
 
 const SLOT_INTERVAL: Duration = Duration::from_secs(5);
 const LINE_INTERVAL: Duration = Duration::from_secs(15);
+const STREAM_INTERVAL: Duration = Duration::from_secs(5);
 const LAG_WARNING_BYTES: i64 = 512 << 20;
 const LAG_CRITICAL_BYTES: i64 = 1 << 30;
 
@@ -52,6 +56,70 @@ pub async fn watch_slot(
             );
         }
     }
+}
+
+/// Looks every 5 s, for ever, whether the stream was purged. The publisher cannot see that: sequences
+/// go on as if nothing had happened.
+pub async fn watch_stream(context: jetstream::Context, stream: String, shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(STREAM_INTERVAL);
+    let mut last_seen = None;
+    loop {
+        interval.tick().await;
+        let Ok(found) = context.get_stream(&stream).await else {
+            continue;
+        };
+        let info = found.cached_info();
+        let seen = Seen {
+            created: info.created,
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+            last_stored: info.state.last_timestamp,
+        };
+        if let Some(before) = &last_seen
+            && was_purged(
+                before,
+                &seen,
+                info.config.max_age,
+                time::OffsetDateTime::now_utc(),
+            )
+            && has_no_size_limit(&info.config)
+            && shared.reset().is_none()
+        {
+            tracing::error!(stream, "the stream was purged");
+            shared.set_reset(Some("purged"));
+            let why = format!("stream {stream} was purged; POST /stream/accept goes on");
+            shared.publisher_is(Condition::trouble(&why));
+        }
+        last_seen = Some(seen);
+    }
+}
+
+/// A stream as it was at one look.
+struct Seen {
+    created: time::OffsetDateTime,
+    first_sequence: u64,
+    last_sequence: u64,
+    last_stored: time::OffsetDateTime,
+}
+
+/// Everything that was there at the look before is gone, and its youngest message was not due yet.
+fn was_purged(
+    before: &Seen,
+    now_seen: &Seen,
+    max_age: Duration,
+    now: time::OffsetDateTime,
+) -> bool {
+    let had_messages = before.first_sequence <= before.last_sequence && before.last_sequence > 0;
+    let is_due = !max_age.is_zero() && before.last_stored + max_age <= now + STREAM_INTERVAL;
+    before.created == now_seen.created
+        && had_messages
+        && now_seen.first_sequence > before.last_sequence
+        && !is_due
+}
+
+/// With one, messages may go before they are due.
+fn has_no_size_limit(config: &jetstream::stream::Config) -> bool {
+    config.max_bytes <= 0 && config.max_messages <= 0 && config.max_messages_per_subject <= 0
 }
 
 fn warn_of_lag(slot: &str, lag_bytes: i64) {

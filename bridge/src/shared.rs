@@ -3,12 +3,16 @@
 //! In and out: one confirmed LSN backwards, one session number forwards, and how each side fares.
 //! Invariant: the confirmed LSN only grows within a run.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use wire::Lsn;
 
+use crate::identity::Identity;
+use crate::publish::incarnation::Known;
+use crate::publish::mode::Choice;
 use crate::snapshot::handoff::Handoff;
 
 /// How one side of the bridge fares.
@@ -32,6 +36,16 @@ pub struct Shared {
     session: AtomicU32,
     source: Mutex<Condition>,
     publisher: Mutex<Condition>,
+    known: Mutex<Option<Known>>,
+    identity: Mutex<Option<Identity>>,
+    epoch: AtomicU64,
+    slot_made: Mutex<Option<Lsn>>,
+    reset: Mutex<Option<&'static str>>,
+    accepts_reset: AtomicBool,
+    publish_mode: Mutex<Option<Choice>>,
+    has_company: AtomicBool,
+    company_came: Notify,
+    company_known: Notify,
     /// Where snapshots and the stream meet.
     pub handoff: Handoff,
 }
@@ -43,6 +57,16 @@ impl Default for Shared {
             session: AtomicU32::new(0),
             source: Mutex::new(Condition::Starting),
             publisher: Mutex::new(Condition::Starting),
+            known: Mutex::new(None),
+            identity: Mutex::new(None),
+            epoch: AtomicU64::new(0),
+            slot_made: Mutex::new(None),
+            reset: Mutex::new(None),
+            accepts_reset: AtomicBool::new(false),
+            publish_mode: Mutex::new(None),
+            has_company: AtomicBool::new(false),
+            company_came: Notify::new(),
+            company_known: Notify::new(),
             handoff: Handoff::default(),
         }
     }
@@ -70,17 +94,102 @@ impl Shared {
     }
 
     pub fn source(&self) -> Condition {
-        self.source
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        lock(&self.source).clone()
     }
 
     pub fn publisher(&self) -> Condition {
-        self.publisher
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        lock(&self.publisher).clone()
+    }
+
+    /// The stream as far as acks, or the checkpoint of an earlier run, have told.
+    pub fn known(&self) -> Option<Known> {
+        lock(&self.known).clone()
+    }
+
+    pub fn set_known(&self, known: Known) {
+        *lock(&self.known) = Some(known);
+    }
+
+    /// The PostgreSQL cluster the stream's events are from.
+    pub fn identity(&self) -> Option<Identity> {
+        lock(&self.identity).clone()
+    }
+
+    pub fn set_identity(&self, identity: Identity) {
+        *lock(&self.identity) = Some(identity);
+    }
+
+    /// Number of gaps so far.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// The slot did not exist and was made now, keeping changes from this LSN on.
+    pub fn slot_made(&self, from: Lsn) {
+        *lock(&self.slot_made) = Some(from);
+    }
+
+    pub fn is_slot_new(&self) -> bool {
+        lock(&self.slot_made).is_some()
+    }
+
+    /// That LSN, once.
+    pub fn take_slot_made(&self) -> Option<Lsn> {
+        lock(&self.slot_made).take()
+    }
+
+    /// What was seen to have happened to the stream behind the publisher's back, until it is accepted.
+    pub fn reset(&self) -> Option<&'static str> {
+        *lock(&self.reset)
+    }
+
+    pub fn set_reset(&self, what: Option<&'static str>) {
+        *lock(&self.reset) = what;
+    }
+
+    /// An operator says that a purged or recreated stream is meant to be so.
+    pub fn accept_reset(&self) {
+        self.accepts_reset.store(true, Ordering::Release);
+    }
+
+    /// Whether that was said; once asked, it has to be said again.
+    pub fn take_reset_acceptance(&self) -> bool {
+        self.accepts_reset.swap(false, Ordering::AcqRel)
+    }
+
+    /// How messages are published; None until the stream's tail was read.
+    pub fn publish_mode(&self) -> Option<Choice> {
+        lock(&self.publish_mode).clone()
+    }
+
+    pub fn set_publish_mode(&self, choice: Choice) {
+        *lock(&self.publish_mode) = Some(choice);
+    }
+
+    /// Another bridge is about to write to the stream. Returns once the publisher has nothing in flight
+    /// that needs the stream alone.
+    pub async fn share_stream(&self) {
+        self.has_company.store(true, Ordering::Release);
+        self.company_came.notify_one();
+        self.company_known.notified().await;
+    }
+
+    pub fn is_stream_shared(&self) -> bool {
+        self.has_company.load(Ordering::Acquire)
+    }
+
+    /// Wakes the publisher when that begins.
+    pub async fn company_came(&self) {
+        self.company_came.notified().await;
+    }
+
+    /// The publisher, in a mode for shared streams.
+    pub fn knows_sharing(&self) {
+        self.company_known.notify_one();
     }
 
     pub fn source_is(&self, condition: Condition) {
@@ -115,10 +224,13 @@ impl Condition {
     }
 }
 
+/// Nothing panics while it holds one of these locks, so a poisoned one is whole.
+fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn set(slot: &Mutex<Condition>, mut condition: Condition) {
-    let mut current = slot
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut current = lock(slot);
     if let (Condition::Trouble { since: began, .. }, Condition::Trouble { since, .. }) =
         (&*current, &mut condition)
     {

@@ -11,18 +11,19 @@ use std::time::{Duration, Instant};
 
 use daemon::backoff::{self, Backoff};
 use daemon::shutdown::Shutdown;
-use wire::{Lsn, SubjectPattern};
+use wire::{Lsn, Position, SubjectPattern};
 
 use crate::assembler::{self, Assembler};
 use crate::config::TableFilter;
 use crate::event::Slab;
-use crate::feedback::Feedback;
+use crate::feedback::{Feedback, Pings};
+use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::pgoutput;
 use crate::postgres::gulp::Gulp;
 use crate::postgres::{
-    self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session, WAL_SENDER_TIMEOUT,
-    quote_literal,
+    self, CreatedSlot, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session,
+    WAL_SENDER_TIMEOUT, quote_literal,
 };
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
@@ -37,6 +38,21 @@ pub enum Error {
     Decode(#[from] pgoutput::decode::Error),
     #[error("the messages of pgoutput are out of order")]
     Assemble(#[from] assembler::Error),
+    #[error("PostgreSQL is shutting down and waits for what is not confirmed yet; letting it go")]
+    ServerStopping,
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+}
+
+impl Error {
+    /// What pgoutput sent makes sense when read again, or never; the slot keeps it either way.
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Postgres(error) => error.is_retryable(),
+            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping => true,
+            Self::Identity(_) => false,
+        }
+    }
 }
 
 /// Where to read from.
@@ -66,6 +82,8 @@ pub struct Source {
 const TICK: Duration = Duration::from_millis(100);
 /// While the ring is full; the publisher wakes us sooner.
 const FULL_PARK: Duration = Duration::from_millis(20);
+/// For the walsender to let go of the slot.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a standby asks for the slot.
 const STANDBY_RETRY: Duration = Duration::from_secs(1);
 
@@ -96,10 +114,11 @@ impl Source {
         while !self.shutdown.is_triggered() {
             let started = Instant::now();
             let error = match self.session() {
-                Ok(()) => break,
+                // The shutdown, or a rewind: then the next session reads from the slot again.
+                Ok(()) => continue,
                 Err(error) => error,
             };
-            if matches!(&error, Error::Postgres(error) if !error.is_retryable()) {
+            if !error.is_retryable() {
                 return Err(error);
             }
             self.metrics.connected.set(0);
@@ -116,7 +135,11 @@ impl Source {
                     STANDBY_RETRY / 2
                         + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
                 }
-                Error::Postgres(_) | Error::Decode(_) | Error::Assemble(_) => {
+                Error::Postgres(_)
+                | Error::Decode(_)
+                | Error::Assemble(_)
+                | Error::ServerStopping
+                | Error::Identity(_) => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
                     tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
@@ -136,14 +159,14 @@ impl Source {
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
+        self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
         self.observer.session(xid);
         if !self.slot_was_seen {
-            if ensure_slot(&mut session, &self.origin.slot)? {
-                tracing::info!(
-                    slot = self.origin.slot,
-                    "slot made; changes from now on are kept"
-                );
+            if let Some(made) = ensure_slot(&mut session, &self.origin.slot)? {
+                let from = made.consistent_point;
+                tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
+                self.shared.slot_made(from);
             }
             self.slot_was_seen = true;
         }
@@ -166,6 +189,7 @@ impl Source {
                 self.producer.slab(),
             ),
             feedback: Feedback::new(Instant::now()),
+            pings: Pings::new(Instant::now()),
             gulp: Gulp::default(),
             wal_end: Lsn::INVALID,
         };
@@ -175,6 +199,20 @@ impl Source {
         if self.shutdown.is_triggered() {
             self.drain(&mut stream, &mut run)?;
         }
+        // Until the server has hung up the slot counts as in use.
+        stream.close(CLOSE_TIMEOUT)?;
+        Ok(())
+    }
+
+    /// Refuses another cluster, and an earlier state of this one.
+    fn identify(&self, session: &mut Session) -> Result<(), Error> {
+        let found = session.identify_system()?;
+        // Without an identity the position is that of another stream, and says nothing about this server.
+        let identity = self.shared.identity();
+        let known = self.shared.known().filter(|_| identity.is_some());
+        let position = known.map_or(Position::START, |known| known.position);
+        identity::check(identity.as_ref(), &found, position)?;
+        self.shared.set_identity(Identity::from(&found));
         Ok(())
     }
 
@@ -188,6 +226,7 @@ impl Source {
         let nap = run.gulp.nap_after(started.elapsed(), bytes);
         let mut messages = 0;
         let mut is_reply_due = false;
+        let mut is_stopping = false;
         loop {
             // What did not fit goes into the ring before the next frame is looked at.
             let mut sealed = Vec::new();
@@ -220,6 +259,7 @@ impl Source {
                 }) => {
                     run.wal_end = run.wal_end.max(wal_end);
                     is_reply_due |= reply_requested;
+                    is_stopping |= reply_requested && run.pings.asked(started);
                 }
             }
             messages += 1;
@@ -235,6 +275,9 @@ impl Source {
             self.hand_over(slab, stream, run)?;
         }
         self.feedback(stream, run, is_reply_due)?;
+        if is_stopping && self.shared.confirmed() < run.wal_end {
+            return Err(Error::ServerStopping);
+        }
         if let Some(nap) = nap {
             std::thread::sleep(nap);
         }
@@ -284,9 +327,11 @@ impl Source {
         }
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
-            stream.send_status(confirmed, confirmed, confirmed, false)?;
+            // Received, but not to be forgotten before it is confirmed.
+            let received = run.wal_end.max(confirmed);
+            stream.send_status(received, confirmed, confirmed, false)?;
             run.feedback.sent(confirmed, now);
-            self.metrics.last_ack_lsn.set(confirmed.0 as i64);
+            self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         }
         Ok(())
     }
@@ -322,19 +367,21 @@ fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
     })
 }
 
-/// Makes the slot unless it is there. True: it was made now.
-fn ensure_slot(session: &mut Session, slot: &str) -> Result<bool, postgres::Error> {
+/// Makes the slot unless it is there.
+fn ensure_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
     let sql = format!(
         "SELECT FROM pg_replication_slots WHERE slot_name = {}",
         quote_literal(slot)
     );
     if !session.simple_query(&sql)?.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    match session.create_slot(slot, false) {
-        Ok(_) => Ok(true),
+    // PostgreSQL: a failover slot is copied to standbys from 17 on, if they ask for it.
+    let is_failover = session.server_major_version() >= 17;
+    match session.create_slot(slot, is_failover) {
+        Ok(made) => Ok(Some(made)),
         // Another bridge was quicker.
-        Err(postgres::Error::SlotExists(_)) => Ok(false),
+        Err(postgres::Error::SlotExists(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -343,6 +390,7 @@ fn ensure_slot(session: &mut Session, slot: &str) -> Result<bool, postgres::Erro
 struct Run {
     assembler: Assembler,
     feedback: Feedback,
+    pings: Pings,
     gulp: Gulp,
     /// The highest WAL end a keepalive named.
     wal_end: Lsn,

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
+use daemon::nats::ServerVersion;
 use wire::names::INIT_SUBJECTS;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +39,40 @@ pub async fn ensure_cdc(
     name: &str,
     subjects: &str,
 ) -> Result<(), Error> {
-    ensure(context, name, subjects).await
+    ensure(context, name, subjects, batches(context)).await
 }
 
 /// The stream of the snapshots.
 pub async fn ensure_init(context: &jetstream::Context, name: &str) -> Result<(), Error> {
-    ensure(context, name, INIT_SUBJECTS).await
+    ensure(context, name, INIT_SUBJECTS, Batches::default()).await
 }
 
-async fn ensure(context: &jetstream::Context, name: &str, subjects: &str) -> Result<(), Error> {
+/// Kinds of batches a stream may allow.
+#[derive(Debug, Clone, Copy, Default)]
+struct Batches {
+    atomic: bool,
+    fast: bool,
+}
+
+/// What the server knows; an older one would refuse or forget the setting.
+fn batches(context: &jetstream::Context) -> Batches {
+    let version = context.client().server_info().version;
+    let version = version.parse().unwrap_or(ServerVersion::new(0, 0, 0));
+    Batches {
+        atomic: version >= ServerVersion::new(2, 12, 0),
+        fast: version >= ServerVersion::new(2, 14, 0),
+    }
+}
+
+async fn ensure(
+    context: &jetstream::Context,
+    name: &str,
+    subjects: &str,
+    batches: Batches,
+) -> Result<(), Error> {
     match context.get_stream(name).await {
         Ok(stream) => check(&stream.cached_info().config, subjects),
-        Err(error) if is_missing(&error) => create(context, name, subjects).await,
+        Err(error) if is_missing(&error) => create(context, name, subjects, batches).await,
         Err(source) => Err(Error::Read {
             stream: name.to_owned(),
             source,
@@ -57,7 +80,12 @@ async fn ensure(context: &jetstream::Context, name: &str, subjects: &str) -> Res
     }
 }
 
-async fn create(context: &jetstream::Context, name: &str, subjects: &str) -> Result<(), Error> {
+async fn create(
+    context: &jetstream::Context,
+    name: &str,
+    subjects: &str,
+    batches: Batches,
+) -> Result<(), Error> {
     let config = stream::Config {
         name: name.to_owned(),
         subjects: vec![subjects.to_owned()],
@@ -66,6 +94,8 @@ async fn create(context: &jetstream::Context, name: &str, subjects: &str) -> Res
         discard: stream::DiscardPolicy::Old,
         max_age: AGE_MAX,
         allow_direct: true,
+        allow_atomic_publish: batches.atomic,
+        allow_batch_publish: batches.fast,
         ..stream::Config::default()
     };
     // Two bridges may start at once: the same configuration twice is no error.

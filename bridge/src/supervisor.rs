@@ -13,24 +13,27 @@ use daemon::backoff::{self, Backoff};
 use daemon::http;
 use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
-use daemon::shutdown::{Reason, Shutdown};
+use daemon::shutdown::Shutdown;
 use tokio::sync::oneshot;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
+use crate::checkpoint::{self, Fixed};
+use crate::claims::{self, Claim, Claims};
 use crate::config::Config;
+use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
-use crate::publish::Publisher;
 use crate::publish::chain::Limits;
 use crate::publish::oversize::Oversize;
 use crate::publish::publisher::{Chained, Target};
+use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::{SchemaRegistry, Scope};
 use crate::shared::{Condition, Shared};
 use crate::snapshot;
 use crate::source::{Origin, Source};
-use crate::{exit, monitor, preflight, streams};
+use crate::{durability, exit, monitor, preflight, streams};
 
 /// Runs the bridge until it is asked to stop, or cannot go on.
 pub async fn run(config: Config) -> u8 {
@@ -38,10 +41,22 @@ pub async fn run(config: Config) -> u8 {
         Ok(shutdown) => shutdown,
         Err(error) => return fail("cannot listen to signals", &error, exit::FAILURE),
     };
+    let seen = durability::look(&config.nats_monitoring).await;
+    let durability = match durability::effective(
+        config.durability,
+        config.hold,
+        seen,
+        &config.nats_monitoring,
+    ) {
+        Ok(durability) => durability,
+        Err(error) => return fail("cannot start", &error, exit::USAGE),
+    };
+    let hold = durability.hold;
     let (producer, consumer, gauge) = ring::ring(config.ring);
     let admin = Admin {
         started: Instant::now(),
         slot: config.slot.clone(),
+        durability: durability.exposure,
         shared: Arc::new(Shared::default()),
         metrics: Metrics::new(),
         ring: gauge,
@@ -68,31 +83,21 @@ pub async fn run(config: Config) -> u8 {
         Shutdown::new(),
     ));
 
-    let code = tokio::select! {
-        prepared = prepare(&config, &admin) => match prepared {
-            Ok(jetstream) => stream(&config, &admin, producer, consumer, jetstream).await,
-            Err(code) => code,
-        },
+    let prepared = tokio::select! {
+        prepared = prepare(&config, &admin) => prepared,
         // Nothing has been read yet, so there is nothing to drain.
-        _ = before_start(&admin) => exit::DRAINED,
+        _ = shutdown.wait() => Err(exit::DRAINED),
+    };
+    let code = match prepared {
+        Ok(prepared) => stream(&config, hold, &admin, producer, consumer, prepared).await,
+        Err(code) => code,
     };
     println!("{}", monitor::line(&admin));
     code
 }
 
-/// Returns on a shutdown that comes before streaming began; never after.
-async fn before_start(admin: &Admin) -> Reason {
-    let reason = admin.shutdown.wait().await;
-    if admin.shared.source() == Condition::Starting
-        && admin.shared.publisher() == Condition::Starting
-    {
-        return reason;
-    }
-    std::future::pending().await
-}
-
 /// Waits for both sides, checks them, and makes what is missing.
-async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u8> {
+async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
     let mut catalog = Catalog::new(config.postgres.clone());
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Err(error) = preflight::check(&mut catalog, config).await {
@@ -101,6 +106,7 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u
         }
         let delay = backoff.next(backoff::random());
         tracing::warn!(postgres = %config.postgres, error = %Chained(&error), ?delay, "PostgreSQL is not ready");
+        admin.shared.source_is(Condition::trouble(&Chained(&error)));
         tokio::time::sleep(delay).await;
     }
     drop(catalog);
@@ -115,16 +121,99 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<jetstream::Context, u
     };
     let jetstream = jetstream::new(client);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    while let Err(error) = ensure_streams(config, &jetstream).await {
-        if let streams::Error::Subjects { .. } = error {
-            return Err(fail("cannot start", &error, exit::USAGE));
-        }
+    let store = loop {
+        let error: Box<dyn std::error::Error> = match ensure_streams(config, &jetstream).await {
+            Ok(()) => match remember(config, &jetstream, &admin.shared).await {
+                Ok(store) => break store,
+                Err(error) => error.into(),
+            },
+            Err(error @ streams::Error::Subjects { .. }) => {
+                return Err(fail("cannot start", &error, exit::USAGE));
+            }
+            Err(error) => error.into(),
+        };
         let delay = backoff.next(backoff::random());
-        tracing::warn!(nats = %config.nats, error = %Chained(&error), ?delay, "JetStream is not ready");
-        admin.shared.publisher_is(Condition::Starting);
+        tracing::warn!(nats = %config.nats, error = %Chained(&*error), ?delay, "JetStream is not ready");
+        admin
+            .shared
+            .publisher_is(Condition::trouble(&Chained(&*error)));
         tokio::time::sleep(delay).await;
+    };
+    if config.accepts_stream_reset {
+        admin.shared.accept_reset();
     }
-    Ok(jetstream)
+    tracing::info!(exposure = admin.durability, "durability");
+    let claims = claim(config, &store).await?;
+    Ok(Prepared {
+        jetstream,
+        store,
+        claims,
+    })
+}
+
+struct Prepared {
+    jetstream: jetstream::Context,
+    store: checkpoint::Store,
+    claims: Claims,
+}
+
+/// Sees that no other bridge publishes the same tables into the stream.
+async fn claim(config: &Config, store: &checkpoint::Store) -> Result<Claims, u8> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let claim = Claim {
+            slot: config.slot.clone(),
+            stream: config.cdc_stream.clone(),
+            filters: config.tables.subject_filters(&config.subjects),
+            is_shared: false,
+        };
+        match Claims::enter(store.bucket(), claim).await {
+            Ok(claims) => return Ok(claims),
+            Err(error @ claims::Error::Overlap { .. }) => {
+                return Err(fail("cannot start", &error, exit::USAGE));
+            }
+            Err(error) => {
+                let delay = backoff.next(backoff::random());
+                tracing::warn!(error = %Chained(&error), ?delay, "JetStream is not ready");
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+}
+
+/// Renews the claim, and sees that the publisher knows when another bridge comes to the stream.
+async fn keep_claim(mut claims: Claims, shared: Arc<Shared>) {
+    while !claims.is_shared() {
+        claims.keep().await;
+        shared.share_stream().await;
+        if let Err(error) = claims.share().await {
+            // The next renewal says it as well.
+            tracing::debug!(error = %Chained(&error), "cannot tell the other bridge yet");
+        }
+    }
+    claims.keep().await;
+}
+
+/// Reads the checkpoint of an earlier run, if there is one.
+async fn remember(
+    config: &Config,
+    jetstream: &jetstream::Context,
+    shared: &Shared,
+) -> Result<checkpoint::Store, checkpoint::Error> {
+    let store = checkpoint::Store::open(jetstream, &config.slot).await?;
+    if let Some(found) = store.read(&config.cdc_stream).await? {
+        tracing::info!(position = %found.position, sequence = found.stream_sequence, "checkpoint read");
+        shared.set_known(checkpoint::known(&found));
+        shared.set_epoch(found.epoch);
+        // The events of another stream of this name are no reason to refuse another PostgreSQL.
+        if tail::created(jetstream, &config.cdc_stream).await == Some(found.stream_created) {
+            shared.set_identity(Identity {
+                system_identifier: found.system_identifier,
+                timeline: found.timeline,
+            });
+        }
+    }
+    Ok(store)
 }
 
 async fn ensure_streams(
@@ -143,11 +232,17 @@ async fn ensure_streams(
 /// The road itself, from start to drain.
 async fn stream(
     config: &Config,
+    hold: Duration,
     admin: &Admin,
     producer: Producer,
     mut consumer: Consumer,
-    jetstream: jetstream::Context,
+    prepared: Prepared,
 ) -> u8 {
+    let Prepared {
+        jetstream,
+        store,
+        claims,
+    } = prepared;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -172,17 +267,6 @@ async fn stream(
         Ok(thread) => consumer.wakes(thread.thread().clone()),
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     }
-    let (registry, keeper) = SchemaRegistry::new(
-        Scope {
-            publications: config.publications.clone(),
-            tables: config.tables.clone(),
-            slot: config.slot.clone(),
-        },
-        Catalog::new(config.postgres.clone()),
-        jetstream.clone(),
-        admin.shared.clone(),
-    );
-    tokio::spawn(keeper.run());
     let snapshots_ended = match start_snapshots(config, admin) {
         Ok(ended) => ended,
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
@@ -191,18 +275,31 @@ async fn stream(
         Target {
             nats: config.nats.clone(),
             stream: config.cdc_stream.clone(),
-            filter: config.subjects.stream_subjects(),
+            filters: config.tables.subject_filters(&config.subjects),
+            subjects: config.subjects.clone(),
+            publish_mode: config.publish_mode,
+            has_msg_id: config.has_msg_id,
+            is_shared: claims.is_shared(),
+            gap_subject: config.subjects.gap(),
+            slot: config.slot.clone(),
+            limits: Limits::default(),
+            hold,
             name: format!("bridge {} publisher", config.slot),
         },
         consumer,
-        Limits::default(),
-        registry,
-        Oversize::new(config.oversize, jetstream, config.slot.clone()),
+        start_registry(config, admin, jetstream.clone()),
+        Oversize::new(config.oversize, jetstream.clone(), config.slot.clone()),
         admin.shared.clone(),
         admin.metrics.clone(),
     );
     tokio::spawn(publisher.run());
+    tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
     let catalog = Catalog::new(config.postgres.clone());
+    tokio::spawn(monitor::watch_stream(
+        jetstream,
+        config.cdc_stream.clone(),
+        admin.shared.clone(),
+    ));
     tokio::spawn(monitor::watch_slot(
         catalog,
         config.slot.clone(),
@@ -210,10 +307,20 @@ async fn stream(
         admin.clone(),
     ));
     tokio::spawn(monitor::print_lines(admin.clone()));
+    let fixed = fixed(config);
+    tokio::spawn(checkpoint::keep(
+        store.clone(),
+        fixed.clone(),
+        admin.shared.clone(),
+    ));
 
     let code = tokio::select! {
         ended = source_ended => match ended {
-            Ok(Ok(())) => drained(admin),
+            Ok(Ok(())) => {
+                checkpoint::write_last(&store, &fixed, &admin.shared).await;
+                claims.leave().await;
+                drained(admin)
+            }
             Ok(Err(error)) => fail("replication cannot go on", &error, exit::of_source(&error)),
             Err(_) => exit::FAILURE,
         },
@@ -231,6 +338,29 @@ async fn stream(
         let _ = tokio::time::timeout(Duration::from_secs(3), snapshots_ended).await;
     }
     code
+}
+
+/// What of the configuration goes into the checkpoint.
+fn fixed(config: &Config) -> Fixed {
+    Fixed {
+        slot: config.slot.clone(),
+        stream: config.cdc_stream.clone(),
+        publication: config.publications.join(","),
+        filter_hash: filter_hash(config),
+    }
+}
+
+/// The registry, its keeper running.
+fn start_registry(config: &Config, admin: &Admin, jetstream: jetstream::Context) -> SchemaRegistry {
+    let scope = Scope {
+        publications: config.publications.clone(),
+        tables: config.tables.clone(),
+        slot: config.slot.clone(),
+    };
+    let catalog = Catalog::new(config.postgres.clone());
+    let (registry, keeper) = SchemaRegistry::new(scope, catalog, jetstream, admin.shared.clone());
+    tokio::spawn(keeper.run());
+    registry
 }
 
 /// Snapshots have a thread, a runtime and connections of their own, so that the row changes, which
@@ -265,6 +395,16 @@ fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::R
 async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {
     shutdown.wait().await;
     tokio::time::sleep(timeout).await;
+}
+
+/// Changes with everything that decides which rows are counted, and so what a position means.
+fn filter_hash(config: &Config) -> String {
+    use sha2::{Digest as _, Sha256};
+    let mut tables = config.tables.names().to_vec();
+    tables.sort();
+    let digest = Sha256::digest(tables.join(",").as_bytes());
+    let prefix: [u8; 8] = std::array::from_fn(|index| digest[index]);
+    format!("{:016x}", u64::from_be_bytes(prefix))
 }
 
 fn drained(admin: &Admin) -> u8 {

@@ -262,3 +262,13 @@ fn a_truncate_carries_its_flags() {
     event.restart_identity = Some(false);
     assert_eq!(out, event.to_msgpack());
 }
+
+#[test]
+fn a_tuple_wider_than_its_relation_is_cut() {
+    let table = table(&[], 1);
+    let new = TupleData::from_parts(2, b"uu");
+
+    let out = encoded(&table, &Row::Update(None, new), true);
+
+    assert_eq!(out, expected(Operation::Update, 1, true).to_msgpack());
+}

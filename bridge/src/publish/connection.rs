@@ -141,7 +141,7 @@ impl Connection {
         }
         connection.version = version;
         let hello = connect_line(auth, name)?;
-        let inbox = format!("SUB {}* 1\r\n", connection.inbox);
+        let inbox = format!("SUB {}> 1\r\n", connection.inbox);
         for frame in [hello.as_str(), inbox.as_str(), "PING\r\n"] {
             connection.out.extend_from_slice(frame.as_bytes());
         }

@@ -51,6 +51,8 @@ pub struct Parked {
     body: wire::event::Oversize,
 }
 
+/// What the clients' object stores use by default; a server may allow less in a message.
+const CHUNK_BYTES: usize = 128 << 10;
 /// As long as the events that refer to them, by default.
 const OBJECT_AGE_MAX: Duration = Duration::from_hours(7 * 24);
 
@@ -73,8 +75,13 @@ impl Oversize {
         Some(&parked.body)
     }
 
-    /// Stores the body under `{slot}/{position}`.
-    pub async fn park(&mut self, position: Position, body: Vec<u8>) -> Result<(), Error> {
+    /// Stores the body under `{slot}/{position}`, in chunks of no more than `message_bytes_max`.
+    pub async fn park(
+        &mut self,
+        position: Position,
+        body: Vec<u8>,
+        message_bytes_max: usize,
+    ) -> Result<(), Error> {
         let bytes = body.len();
         if self.policy == Policy::Halt {
             return Err(Error::Halt { bytes });
@@ -86,8 +93,13 @@ impl Oversize {
         });
         let object = format!("{}/{position}", self.slot);
         let store = self.bucket().await?;
+        let metadata = object_store::ObjectMetadata {
+            name: object.clone(),
+            chunk_size: Some(CHUNK_BYTES.min(message_bytes_max)),
+            ..object_store::ObjectMetadata::default()
+        };
         store
-            .put(object.as_str(), &mut body.as_slice())
+            .put(metadata, &mut body.as_slice())
             .await
             .map_err(|source| Error::Put { bytes, source })?;
         self.parked = Some(Parked {

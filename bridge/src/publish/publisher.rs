@@ -9,19 +9,26 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
 use daemon::nats::NatsOptions;
-use wire::Position;
+use wire::gap::{Gap, Reason};
+use wire::{Lsn, Message as _, Position, SubjectPattern};
 
-use super::chain::{ApiError, Chain, Limits, PubAck, Refusal};
+use super::chain::{ApiError, Chain, Limits, Order, PubAck, Refusal};
 use super::connection::{self, Connection};
+use super::frame;
+use super::framing::{Framing, Subject};
+use super::incarnation::{self, Known, Verdict};
+use super::mode::{self, Facts, Mode};
 use super::oversize::{self, Oversize};
 use super::protocol::Incoming;
-use super::{frame, tail};
+use super::tail::{self, Tail};
+use crate::checkpoint;
 use crate::encode;
 use crate::event::{Event, Slab, Table};
+use crate::hold::Hold;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::ring::Consumer;
@@ -45,6 +52,15 @@ pub enum Error {
     NoResponders { stream: String },
     #[error(transparent)]
     Oversize(#[from] oversize::Error),
+    #[error(
+        "stream {stream} was {what}: consumers have lost what it held. If that was meant, go on with \
+         POST /stream/accept (or start with --accept-stream-reset); a message on {gap} tells consumers"
+    )]
+    Reset {
+        stream: String,
+        what: &'static str,
+        gap: String,
+    },
     #[error("a PubAck is not understood: {0}")]
     Answer(String),
 }
@@ -54,21 +70,60 @@ pub enum Error {
 pub struct Target {
     pub nats: NatsOptions,
     pub stream: String,
-    /// Wildcard over the bridge's own subjects, for reading the tail.
-    pub filter: String,
+    /// Wildcards over the bridge's own subjects, for reading the tail.
+    pub filters: Vec<String>,
+    /// Where each table's events go.
+    pub subjects: SubjectPattern,
+    pub publish_mode: mode::Wanted,
+    /// Write a `Nats-Msg-Id` in every mode.
+    pub has_msg_id: bool,
+    /// Another bridge is known to write to the stream, on other subjects.
+    pub is_shared: bool,
+    /// Where gaps are told.
+    pub gap_subject: String,
+    pub slot: String,
+    pub limits: Limits,
+    /// How long acked events stay unconfirmed; see `hold`.
+    pub hold: Duration,
     /// Name of the connection, shown by the server's monitoring.
     pub name: String,
 }
+
+impl Target {
+    /// The filters leave room for others on the stream.
+    fn has_own_tables(&self) -> bool {
+        self.filters != [self.subjects.stream_subjects()]
+    }
+}
+
+/// See `Publisher::proven_before`.
+struct Proven {
+    position: Position,
+    at: SystemTime,
+}
+
+/// Messages may be this much older than the last time their proof was noted.
+const REPEAT_SLACK: Duration = Duration::from_secs(20);
 
 pub struct Publisher {
     target: Target,
     ring: Consumer,
     chain: Chain,
+    framing: Framing,
     ledger: Ledger,
     /// Slabs not yet proven to be stored, oldest first.
     retained: VecDeque<Retained>,
     /// Index in `retained` of the slab to encode next.
     cursor: usize,
+    hold: Hold,
+    /// The last event in a slab that was given back.
+    proven: Position,
+    /// Since the last look at the ledger an event was proven, not only a boundary passed.
+    has_proven_events: bool,
+    /// The last event this process ever sent; `START` before the first.
+    sent: Position,
+    /// Published before the next event.
+    gap: Option<Gap>,
     /// The last event that was sent, or is known to be stored. Anything at or below it is a repeat.
     floor: Position,
     /// A larger message would not be taken: the lesser of the server's and the stream's limit.
@@ -94,19 +149,24 @@ impl Publisher {
     pub fn new(
         target: Target,
         ring: Consumer,
-        limits: Limits,
         registry: SchemaRegistry,
         oversize: Oversize,
         shared: Arc<Shared>,
         metrics: Metrics,
     ) -> Self {
         Self {
-            target,
             ring,
-            chain: Chain::new(limits),
+            chain: Chain::new(target.limits),
+            framing: Framing::new(target.subjects.clone(), target.has_msg_id),
+            hold: Hold::new(target.hold),
+            target,
             ledger: Ledger::default(),
             retained: VecDeque::new(),
             cursor: 0,
+            sent: Position::START,
+            proven: Position::START,
+            has_proven_events: false,
+            gap: None,
             floor: Position::START,
             message_bytes_max: 0,
             registry,
@@ -153,7 +213,8 @@ impl Publisher {
                 // "Wrong last sequence" means: read the tail again. Not that somebody else writes,
                 // until the tail itself says so.
                 Err(Error::Refused(Refusal::Api(ApiError {
-                    err_code: 10_071, ..
+                    err_code: 10_071 | 10_164,
+                    ..
                 }))) if conflicts < CONFLICTS_MAX => {
                     conflicts += 1;
                     tracing::info!(
@@ -169,10 +230,26 @@ impl Publisher {
 
     /// Finds out what the stream holds, and starts over right behind it.
     async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = tail::read(connection, &self.target.stream, &self.target.filter).await?;
+        let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+        let proven = self.proven_before(&tail);
+        let mut floor = self.judged(&tail)?;
+        if self.sent > Position::START && floor > self.sent {
+            self.yield_to_another(floor);
+        }
+        let mode = self.choose_mode(connection, &tail);
+        if mode == Mode::MsgId && proven.position < floor {
+            warn_of_repeats(&tail, proven.at);
+            floor = proven.position;
+        }
+        self.framing.restart(mode, connection.inbox(), &tail);
+        self.chain.set_order(match mode {
+            Mode::Chain | Mode::Fast => Order::Sequence,
+            Mode::Batch => Order::Group,
+            Mode::MsgId => Order::Each,
+        });
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
-        self.floor = tail.position;
+        self.floor = floor;
         self.shared
             .handoff
             .stored(tail.position.commit_lsn, tail.last_sequence);
@@ -180,6 +257,15 @@ impl Publisher {
         for retained in &mut self.retained {
             retained.next = 0;
         }
+        self.shared.set_known(Known {
+            created: tail.created.clone(),
+            sequence: tail.last_sequence,
+            position: self.floor,
+            at: match mode {
+                Mode::MsgId => proven.at,
+                Mode::Chain | Mode::Fast | Mode::Batch => SystemTime::now(),
+            },
+        });
         let max_payload = connection.info().max_payload;
         self.message_bytes_max = tail.max_msg_size.unwrap_or(max_payload).min(max_payload);
         tracing::info!(
@@ -192,10 +278,231 @@ impl Publisher {
         Ok(())
     }
 
+    /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
+    fn choose_mode(&mut self, connection: &Connection, tail: &Tail) -> Mode {
+        self.target.is_shared |= self.shared.is_stream_shared()
+            || (self.target.has_own_tables() && tail.ends_with_foreign());
+        let choice = mode::choose(
+            self.target.publish_mode,
+            &Facts {
+                server: connection.version(),
+                settings: tail.settings,
+                is_shared: self.target.is_shared,
+            },
+        );
+        let mode = choice.mode;
+        if self.shared.publish_mode().as_ref() != Some(&choice) {
+            tracing::info!(
+                publish_mode = mode.name(),
+                reason = choice.reason,
+                "how messages are published"
+            );
+            self.shared.set_publish_mode(choice);
+        }
+        if self.target.is_shared {
+            self.shared.knows_sharing();
+        }
+        mode
+    }
+
+    /// Another bridge waits for this one to leave a mode that needs the stream alone.
+    async fn notice_sharing(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        if self.target.is_shared || !self.shared.is_stream_shared() {
+            return Ok(());
+        }
+        self.chain.pause();
+        if self.chain.is_idle() {
+            self.resume(connection).await?;
+        }
+        Ok(())
+    }
+
+    /// The last event that is known to be stored with all before it, not from the tail alone; and when
+    /// that was so.
+    fn proven_before(&self, tail: &Tail) -> Proven {
+        let known = self
+            .shared
+            .known()
+            .filter(|known| known.created == tail.created);
+        known.map_or(
+            Proven {
+                position: self.chain.proven(),
+                at: SystemTime::UNIX_EPOCH,
+            },
+            |known| Proven {
+                position: known.position.max(self.chain.proven()),
+                at: known.at,
+            },
+        )
+    }
+
+    /// Compares the tail with what is known of the stream. Gives the position to go on behind.
+    fn judged(&mut self, tail: &Tail) -> Result<Position, Error> {
+        let known = self.shared.known();
+        let verdict = match self.shared.reset() {
+            Some(_) => Verdict::Purged,
+            None => incarnation::judge(known.as_ref(), tail, SystemTime::now()),
+        };
+        let known_position = known
+            .as_ref()
+            .map_or(Position::START, |known| known.position);
+        match verdict {
+            Verdict::First => {
+                if tail.last_sequence > 0 && tail.position == Position::START {
+                    tracing::warn!(
+                        stream = self.target.stream,
+                        "the stream's last event has aged out and there is no checkpoint: what the slot sends again is \
+                         published again"
+                    );
+                }
+                Ok(tail.position)
+            }
+            Verdict::Same => Ok(tail.position),
+            Verdict::AgedOut => Ok(known_position),
+            Verdict::RolledBack => {
+                self.rewind(tail, known_position);
+                Ok(tail.position)
+            }
+            Verdict::Recreated | Verdict::Purged => {
+                let what = if verdict == Verdict::Purged {
+                    "purged"
+                } else {
+                    "deleted and made anew"
+                };
+                // With a slot that was made now there is no history that could be broken.
+                if verdict == Verdict::Recreated && self.shared.is_slot_new() {
+                    return Ok(tail.position);
+                }
+                if !self.shared.take_reset_acceptance() {
+                    return Err(self.reset(what));
+                }
+                self.shared.set_reset(None);
+                tracing::warn!(
+                    stream = self.target.stream,
+                    what,
+                    "going on with the stream as it is"
+                );
+                self.tell_gap(
+                    tail.position.commit_lsn,
+                    known_position.commit_lsn,
+                    Reason::StreamReset,
+                );
+                // Positions of another stream say nothing about this one.
+                Ok(if verdict == Verdict::Purged {
+                    known_position
+                } else {
+                    tail.position
+                })
+            }
+        }
+    }
+
+    /// The tail is ahead of everything sent from here: another bridge has the slot. What waits here is
+    /// void; the source asks for the slot again, and stands by when it is taken.
+    fn yield_to_another(&mut self, tail: Position) {
+        tracing::warn!(sent = %self.sent, %tail, "another bridge has published; starting over from the slot");
+        self.sent = Position::START;
+        self.start_over();
+    }
+
+    /// Voids everything that was read, and has it read again from the slot.
+    fn start_over(&mut self) {
+        self.shared.rewind();
+        for void in self.retained.drain(..) {
+            self.ring.recycle(void.slab);
+        }
+    }
+
+    /// The stream went back to an earlier state: reads from the slot again what it lost.
+    fn rewind(&mut self, tail: &Tail, known: Position) {
+        let released = self.hold.forget();
+        tracing::error!(
+            stream = self.target.stream,
+            tail = %tail.position,
+            acked = %known,
+            kept_from = %released.lsn,
+            "the stream has lost acked events (a power cut, or an older copy was restored); refilling it from the slot"
+        );
+        if released.position > tail.position {
+            // Released WAL is gone: those events cannot be read again.
+            tracing::error!(
+                from = %tail.position, to = %released.position,
+                "some of them were already confirmed to PostgreSQL; consumers are told on the gap subject"
+            );
+            self.tell_gap(
+                tail.position.commit_lsn,
+                released.position.commit_lsn,
+                Reason::StreamReset,
+            );
+        }
+        self.ledger.rewind(released.lsn);
+        self.sent = Position::START;
+        self.start_over();
+    }
+
+    /// A stream with events of an earlier slot has a gap where the new slot begins.
+    fn notice_new_slot(&mut self) {
+        let Some(from) = self.shared.take_slot_made() else {
+            return;
+        };
+        if self.floor > Position::START {
+            tracing::error!(last = %self.floor, %from, "the slot was made anew: changes between are lost, consumers are told");
+            self.tell_gap(self.floor.commit_lsn, from, Reason::SlotLost);
+        }
+    }
+
+    fn reset(&self, what: &'static str) -> Error {
+        Error::Reset {
+            stream: self.target.stream.clone(),
+            what,
+            gap: self.target.gap_subject.clone(),
+        }
+    }
+
+    fn tell_gap(&mut self, from: Lsn, to: Lsn, reason: Reason) {
+        let epoch = self.shared.epoch() + 1;
+        self.shared.set_epoch(epoch);
+        self.gap = Some(Gap {
+            slot: self.target.slot.clone(),
+            epoch,
+            from,
+            to,
+            reason,
+            timestamp: checkpoint::seconds(SystemTime::now()),
+        });
+    }
+
+    /// A gap goes into the stream in its place, before the first event behind it.
+    fn send_gap(&mut self, connection: &mut Connection) {
+        let Some(gap) = self.gap.take() else { return };
+        if self.chain.is_group_start() {
+            self.chain.open(self.ledger.sent(), Instant::now());
+        }
+        let token = self.chain.ack_token(0, true);
+        let mut reply = Vec::new();
+        let reply = self.framing.reply(&mut reply, self.chain.place(), true);
+        let expected = self.chain.expected();
+        let out = connection.out();
+        let open = frame::begin(out, &self.target.gap_subject, reply, |out| {
+            self.framing.lone_headers(out, expected);
+        });
+        out.extend_from_slice(&gap.to_msgpack());
+        self.chain.sent(self.floor, open.finish(out), token);
+    }
+
     async fn publish(&mut self, connection: &mut Connection) -> Result<(), Error> {
         loop {
+            if let Some(what) = self.shared.reset() {
+                return Err(self.reset(what));
+            }
+            self.notice_sharing(connection).await?;
+            self.notice_new_slot();
+            self.send_gap(connection);
             self.fill(connection).await?;
-            self.release();
+            if !self.chain.is_idle() {
+                self.sent = self.floor;
+            }
+            self.release(Instant::now());
             if self.is_drained(connection) {
                 return Ok(());
             }
@@ -207,10 +514,12 @@ impl Publisher {
                 () = until(self.chain.open_since().map(|since| since + LINGER)), if self.is_starved() => {
                     self.resume(connection).await?;
                 }
+                () = until(self.hold.due()) => {}
+                () = self.shared.company_came() => {}
                 () = until(self.chain.ack_deadline()) => return Err(Error::AckTimeout(Limits::default().ack_timeout)),
             }
             while let Some(incoming) = connection.next_message()? {
-                self.take(connection.inbox(), incoming)?;
+                self.take(incoming)?;
             }
         }
     }
@@ -264,8 +573,7 @@ impl Publisher {
             return Progress::SlabDone;
         };
         let slab = &retained.slab;
-        let inbox = connection.inbox().to_owned();
-        let mut reply = Vec::with_capacity(inbox.len() + 20);
+        let mut reply = Vec::with_capacity(100);
         let out = connection.out();
         while let Some(event) = slab.events().get(retained.next) {
             let position = slab.position(event);
@@ -278,19 +586,21 @@ impl Publisher {
                 }
                 let is_last = is_last_slab && retained.next + 1 == slab.events().len();
                 let token = self.chain.ack_token(slab.row_bytes(event), is_last);
-                let reply = token.map(|token| reply_to(&mut reply, &inbox, token));
+                let place = self.chain.place();
                 let expected = self.chain.expected();
                 let table = slab.table(event);
-                let open = frame::begin(
-                    out,
-                    table.subjects.of(event.change.operation()),
-                    reply,
-                    |out| {
-                        out.extend_from_slice(b"Nats-Expected-Last-Sequence: ");
-                        frame::decimal(out, expected);
-                        out.extend_from_slice(b"\r\n");
-                    },
-                );
+                let operation = event.change.operation();
+                self.framing.next(table, place);
+                let reply = self.framing.reply(&mut reply, place, token.is_some());
+                let open = frame::begin(out, table.subjects.of(operation), reply, |out| {
+                    let subject = Subject {
+                        table,
+                        operation,
+                        position,
+                    };
+                    self.framing
+                        .headers(out, place, token.is_some(), expected, subject);
+                });
                 let layout = table
                     .layout
                     .get()
@@ -308,8 +618,10 @@ impl Publisher {
                         }
                     }
                 }
-                self.chain.sent(open.finish(out), token);
+                self.chain.sent(position, open.finish(out), token);
                 self.floor = position;
+            } else {
+                self.has_proven_events = true;
             }
             if event.last {
                 self.ledger.passed(slab.transaction(event).end_lsn);
@@ -347,12 +659,14 @@ impl Publisher {
         while connection.unsent() > 0 {
             connection.progress().await?;
         }
-        self.oversize.park(position, body).await?;
+        self.oversize
+            .park(position, body, self.message_bytes_max)
+            .await?;
         self.metrics.oversize_events.inc();
         Ok(())
     }
 
-    fn take(&mut self, inbox: &str, incoming: Incoming) -> Result<(), Error> {
+    fn take(&mut self, incoming: Incoming) -> Result<(), Error> {
         let Incoming::Message {
             subject,
             status,
@@ -364,10 +678,9 @@ impl Publisher {
                 _ => Ok(()),
             };
         };
-        let token = subject
-            .strip_prefix(inbox)
-            .and_then(|token| token.parse().ok());
-        let Some(token) = token else { return Ok(()) };
+        let Some(token) = self.framing.token(&subject) else {
+            return Ok(());
+        };
         if status == Some(503) {
             return Err(Error::NoResponders {
                 stream: self.target.stream.clone(),
@@ -379,6 +692,8 @@ impl Publisher {
             return Ok(());
         };
         self.ledger.acked_through(proof.ticket);
+        self.framing.stored(proof.stored_sequence, proof.events);
+        self.has_proven_events = true;
         self.metrics
             .cdc_events_published
             .inc_by(proof.events as u64);
@@ -392,7 +707,7 @@ impl Publisher {
     }
 
     /// Gives back the slabs that are proven, and tells the source what it may confirm.
-    fn release(&mut self) {
+    fn release(&mut self, now: Instant) {
         let acked = self.chain.acked_sequence();
         while self.cursor > 0
             && self
@@ -405,15 +720,39 @@ impl Publisher {
             };
             self.cursor -= 1;
             if let Some(event) = retained.slab.events().last() {
-                let commit_lsn = retained.slab.transaction(event).commit_lsn;
-                self.shared
-                    .handoff
-                    .stored(commit_lsn, retained.last_sequence);
+                self.proven = retained.slab.position(event);
+                // Not in this mode: a repeat that the server dropped has no sequence of its own.
+                if self.framing.mode() != Mode::MsgId {
+                    self.shared
+                        .handoff
+                        .stored(self.proven.commit_lsn, retained.last_sequence);
+                }
             }
             self.ring.recycle(retained.slab);
+            self.note_known(self.chain.stored_sequence());
         }
-        self.shared.handoff.stored_through(self.ledger.confirmed());
-        self.shared.confirm(self.ledger.confirmed());
+        let confirmed = self.ledger.confirmed();
+        self.shared.handoff.stored_through(confirmed);
+        let acked = confirmed.max(self.shared.confirmed());
+        self.metrics.last_ack_lsn.set(acked.0 as i64);
+        if std::mem::take(&mut self.has_proven_events) {
+            self.hold.acked(confirmed, self.proven, now);
+        } else {
+            self.hold.passed(confirmed);
+        }
+        self.shared.confirm(self.hold.released(now).lsn);
+    }
+
+    /// For the checkpoint, and for the next look at the stream's tail.
+    fn note_known(&mut self, sequence: u64) {
+        if let Some(known) = self.shared.known() {
+            self.shared.set_known(Known {
+                sequence: known.sequence.max(sequence),
+                position: known.position.max(self.proven),
+                at: SystemTime::now(),
+                ..known
+            });
+        }
     }
 
     /// Nothing is left to send.
@@ -442,19 +781,27 @@ enum Progress {
 /// "Wrong last sequence" in a row on one connection before it counts as a failure that backs off.
 const CONFLICTS_MAX: u32 = 8;
 
+/// What is behind the last proven event is sent again, though the stream holds some of it.
+fn warn_of_repeats(tail: &Tail, proven_at: SystemTime) {
+    let window = tail.settings.duplicate_window;
+    let age = SystemTime::now()
+        .duration_since(proven_at)
+        .unwrap_or_default();
+    if age + REPEAT_SLACK >= window {
+        tracing::warn!(
+            tail = %tail.position, ?window,
+            "at least once: publish mode msg-id sends again what is not proven to be stored, and the stream's \
+             duplicate window may have forgotten it"
+        );
+    }
+}
+
 fn first_position(slab: &Slab, table: &Arc<Table>) -> Position {
     let first = slab
         .events()
         .iter()
         .find(|event| Arc::ptr_eq(slab.table(event), table));
     first.map_or(Position::START, |event: &Event| slab.position(event))
-}
-
-fn reply_to<'a>(reply: &'a mut Vec<u8>, inbox: &str, token: u64) -> &'a [u8] {
-    reply.clear();
-    reply.extend_from_slice(inbox.as_bytes());
-    frame::decimal(reply, token);
-    reply
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -1,8 +1,12 @@
 //! Reads where the stream ends: the place to go on from, after a start or any failure.
 //!
 //! In: a connection. Out: the stream's last sequence and the position of the last event in it.
-//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them.
+//! Invariant: both come from the stream's leader, so nothing that was acked is missing from them; and
+//! the event is at or before that sequence, with none of ours between.
 
+use std::time::Duration;
+
+use async_nats::jetstream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -10,6 +14,7 @@ use wire::{Message as _, Position};
 
 use super::chain::ApiError;
 use super::connection::{self, Connection};
+use super::mode::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -36,19 +41,35 @@ pub enum Error {
         subject: String,
         sequence: u64,
     },
+    #[error("stream {stream} grows while its tail is read: somebody else writes to it")]
+    Moving { stream: String },
 }
 
 /// The end of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tail {
     /// Of the stream as a whole; 0 when nothing was ever stored.
     pub last_sequence: u64,
-    /// Of the last event under the filter; `START` when there is none.
+    /// Of the last event under the filters; `START` when there is none.
     pub position: Position,
+    /// Each filter with the sequence of the last message under it, as far as there is one.
+    pub own: Vec<(String, u64)>,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
+    /// How long the stream keeps a message; None: as long as there is room.
+    pub max_age: Option<Duration>,
     /// The stream's limit for one message, header included.
     pub max_msg_size: Option<usize>,
+    pub settings: Settings,
+}
+
+impl Tail {
+    /// The stream's last message is under none of the filters.
+    pub fn ends_with_foreign(&self) -> bool {
+        self.own
+            .iter()
+            .all(|(_, sequence)| *sequence < self.last_sequence)
+    }
 }
 
 const ERR_STREAM_NOT_FOUND: u16 = 10_059;
@@ -66,6 +87,16 @@ struct InfoAnswer {
 struct Config {
     #[serde(default)]
     max_msg_size: i64,
+    /// In nanoseconds; 0 for no limit.
+    #[serde(default)]
+    max_age: u64,
+    /// In nanoseconds.
+    #[serde(default)]
+    duplicate_window: u64,
+    #[serde(default)]
+    allow_atomic: bool,
+    #[serde(default)]
+    allow_batched: bool,
 }
 
 #[derive(Deserialize)]
@@ -87,42 +118,91 @@ struct Stored {
     data: String,
 }
 
-/// Asks for both. `filter` is the wildcard of the bridge's own subjects.
-pub async fn read(connection: &mut Connection, stream: &str, filter: &str) -> Result<Tail, Error> {
-    // The sequence first. A message of ours that is still in the server's queue and stored between
-    // the two answers is then in `position` but behind `last_sequence`: what is sent next is refused
-    // and the tail read again. The other way round it would be stored twice.
+/// How often the tail may have moved between two answers before it is left to a later attempt.
+const MOVES_MAX: u32 = 16;
+
+/// Asks for both until they belong together. `filters` take in the bridge's own subjects.
+pub async fn read(
+    connection: &mut Connection,
+    stream: &str,
+    filters: &[String],
+) -> Result<Tail, Error> {
+    for _ in 0..MOVES_MAX {
+        let mut tail = info(connection, stream).await?;
+        for filter in filters {
+            if let Some((sequence, position)) = last_event(connection, stream, filter).await? {
+                tail.position = tail.position.max(position);
+                tail.own.push((filter.clone(), sequence));
+            }
+        }
+        // What a connection given up on still had in the server's queue is stored meanwhile. A
+        // position ahead of the sequence would be as bad as one behind it: of the chain that starts
+        // there the server refuses the first messages and takes one in the middle.
+        let has_moved = match filters {
+            [_] => tail
+                .own
+                .iter()
+                .any(|(_, sequence)| *sequence > tail.last_sequence),
+            // A message may have come under a filter that was asked before.
+            _ => info(connection, stream).await?.last_sequence != tail.last_sequence,
+        };
+        if !has_moved || tail.ends_with_foreign() {
+            return Ok(tail);
+        }
+    }
+    Err(Error::Moving {
+        stream: stream.to_owned(),
+    })
+}
+
+/// The stream itself; its position is still to be found.
+async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> {
     let answer = connection
         .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
         .await?;
-    let info: InfoAnswer = parse(stream, &answer)?;
-    let (created, config, state) = match info {
+    match parse(stream, &answer)? {
         InfoAnswer {
             error: Some(error), ..
-        } => return Err(refused(stream, error)),
+        } => Err(refused(stream, error)),
         InfoAnswer {
             created: Some(created),
             config: Some(config),
             state: Some(state),
             ..
-        } => (created, config, state),
-        InfoAnswer { .. } => return Err(not_understood(stream, &answer)),
-    };
-    Ok(Tail {
-        last_sequence: state.last_seq,
-        position: position(connection, stream, filter).await?,
-        created,
-        max_msg_size: usize::try_from(config.max_msg_size)
-            .ok()
-            .filter(|&size| size > 0),
-    })
+        } => Ok(Tail {
+            last_sequence: state.last_seq,
+            position: Position::START,
+            own: Vec::new(),
+            created,
+            max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
+            max_msg_size: usize::try_from(config.max_msg_size)
+                .ok()
+                .filter(|&size| size > 0),
+            settings: Settings {
+                allows_atomic: config.allow_atomic,
+                allows_fast: config.allow_batched,
+                duplicate_window: Duration::from_nanos(config.duplicate_window),
+            },
+        }),
+        InfoAnswer { .. } => Err(not_understood(stream, &answer)),
+    }
 }
 
-async fn position(
+/// When the server made the stream, exactly as `read` gives it; None if that cannot be told now.
+pub async fn created(context: &jetstream::Context, stream: &str) -> Option<String> {
+    let answer: serde_json::Value = context
+        .request(format!("STREAM.INFO.{stream}"), &())
+        .await
+        .ok()?;
+    Some(answer.get("created")?.as_str()?.to_owned())
+}
+
+/// Sequence and position of the last event under the filter.
+async fn last_event(
     connection: &mut Connection,
     stream: &str,
     filter: &str,
-) -> Result<Position, Error> {
+) -> Result<Option<(u64, Position)>, Error> {
     let query = serde_json::json!({ "last_by_subj": filter }).to_string();
     let answer = connection
         .request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &query)
@@ -130,7 +210,7 @@ async fn position(
     let message = match parse(stream, &answer)? {
         GetAnswer {
             error: Some(error), ..
-        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(Position::START),
+        } if error.err_code == ERR_NO_MESSAGE_FOUND => return Ok(None),
         GetAnswer {
             error: Some(error), ..
         } => return Err(refused(stream, error)),
@@ -146,8 +226,12 @@ async fn position(
         sequence: message.seq,
     };
     let payload = STANDARD.decode(&message.data).map_err(|_| foreign())?;
-    let tail = wire::event::Tail::decode(&payload).map_err(|_| foreign())?;
-    Ok(tail.position())
+    if let Ok(tail) = wire::event::Tail::decode(&payload) {
+        return Ok(Some((message.seq, tail.position())));
+    }
+    // Behind a gap nothing was published yet.
+    let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
+    Ok(Some((message.seq, Position::new(gap.to, 0))))
 }
 
 fn parse<'a, T: Deserialize<'a>>(stream: &str, answer: &'a [u8]) -> Result<T, Error> {

@@ -3,7 +3,7 @@
 use stack::{Options, eventually_async};
 use wire::snapshot::ErrorCode;
 use wire::snapshot_request::{Compression, Range, Resume, Values};
-use wire::{Column, Row, Value, snapshot_request};
+use wire::{Column, Message as _, Row, Value, snapshot_request};
 
 use crate::copy::text;
 use crate::world::{DEADLINE, World, json};
@@ -183,6 +183,30 @@ async fn a_request_made_while_no_bridge_ran_is_served_by_the_next() {
 }
 
 #[tokio::test]
+async fn a_snapshot_cut_short_by_a_kill_is_made_again_under_another_id() {
+    let mut world = World::new(SETUP, &[]).await;
+    let lock = Lock::take(&world, "users").await;
+    let cut = world.accepted("users", "").await;
+    lock.waited_for(&world).await;
+    world.bridge.kill();
+    lock.release().await;
+
+    world.restart();
+
+    let metas = eventually_async(DEADLINE, "a meta", async || {
+        let metas = world.messages("INIT", &["init.meta.users".into()], 1).await;
+        (!metas.is_empty()).then_some(metas)
+    })
+    .await;
+    let meta = wire::snapshot::Meta::decode(&metas[0].payload).unwrap();
+    assert_ne!(meta.snapshot_id, cut);
+    assert_eq!(
+        world.load("users", &meta.snapshot_id).await.rows.len(),
+        2500
+    );
+}
+
+#[tokio::test]
 async fn hostile_names_are_answered_and_never_run() {
     let world = World::new(SETUP, &[]).await;
     let mut errors = world.nats.subscribe("init.error.>").await.unwrap();
@@ -265,7 +289,7 @@ async fn a_table_dropped_or_altered_before_it_is_read_ends_in_an_error() {
     for statement in ["ALTER TABLE users ADD COLUMN age int", "DROP TABLE users"] {
         let lock = Lock::take(&world, "users").await;
         let id = world.accepted("users", "").await;
-        lock.waited_for().await;
+        lock.waited_for(&world).await;
 
         lock.then(statement).await;
 
@@ -283,7 +307,7 @@ async fn a_cancel_ends_what_waits_and_what_runs() {
     let world = World::new(SETUP, &[]).await;
     let lock = Lock::take(&world, "users").await;
     let running = world.accepted("users", "").await;
-    lock.waited_for().await;
+    lock.waited_for(&world).await;
     let waiting = world.accepted("users", r#"{"values":"typed"}"#).await;
 
     for id in [&waiting, &running] {
@@ -334,13 +358,12 @@ async fn a_table_larger_than_the_stream_is_refused_with_the_numbers() {
 }
 
 /// An ACCESS EXCLUSIVE lock, so that a snapshot stands still where a test wants it.
-struct Lock<'a> {
-    world: &'a World,
+struct Lock {
     client: tokio_postgres::Client,
 }
 
-impl<'a> Lock<'a> {
-    async fn take(world: &'a World, table: &str) -> Self {
+impl Lock {
+    async fn take(world: &World, table: &str) -> Self {
         let url = world.stack.postgres().url();
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
             .await
@@ -352,15 +375,15 @@ impl<'a> Lock<'a> {
             ))
             .await
             .unwrap();
-        Self { world, client }
+        Self { client }
     }
 
     /// Returns when the snapshot stands before the lock.
-    async fn waited_for(&self) {
+    async fn waited_for(&self, world: &World) {
         let sql = "SELECT count(*) FROM pg_stat_activity \
                    WHERE application_name = 'bridge snapshot' AND wait_event_type = 'Lock'";
         eventually_async(DEADLINE, "a snapshot that waits for the lock", async || {
-            self.world.stack.postgres().value(sql) == "1"
+            world.stack.postgres().value(sql) == "1"
         })
         .await;
     }

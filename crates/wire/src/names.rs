@@ -27,6 +27,8 @@ pub const INIT_SUBJECTS: &str = "init.>";
 pub const REQUEST_SUBJECTS: &str = "snapshot.request.>";
 /// What `WRITES` holds.
 pub const WRITE_SUBJECTS: &str = "writes.>";
+/// What `WRITES_DLQ` holds.
+pub const DEAD_LETTER_SUBJECTS: &str = "writes_dlq.>";
 /// Where clients publish documents.
 pub const USERS_UPDATE: &str = "users.update";
 /// Where version records are broadcast.
@@ -155,6 +157,33 @@ pub fn writes(schema: &str, table: &str, operation_id: &str) -> String {
     )
 }
 
+/// (schema, table, operation id) of a write command's subject.
+pub fn parse_writes(subject: &str) -> Option<(String, String, String)> {
+    let (path, operation_id) = subject.strip_prefix("writes.")?.rsplit_once('.')?;
+    let (schema, table) = parse_table_path(path)?;
+    Some((schema, table, unescape_token(operation_id).ok()?))
+}
+
+/// One write command that could not be applied.
+pub fn dead_letter(schema: &str, table: &str, operation_id: &str) -> String {
+    format!(
+        "writes_dlq.{}.{}",
+        table_path(schema, table),
+        escape_token(operation_id)
+    )
+}
+
+/// Durable consumer of a table's write commands: `users-writer`, or `sales==orders-writer` outside
+/// `public`. Consumer names take what KV keys take, but for `.` and `/`.
+pub fn writer_consumer(schema: &str, table: &str) -> String {
+    let escape = |name| escape_key(name).replace('/', "=2F");
+    if schema == PUBLIC {
+        format!("{}-writer", escape(table))
+    } else {
+        format!("{}=={}-writer", escape(schema), escape(table))
+    }
+}
+
 /// Filter over the write commands of one table.
 pub fn writes_filter(schema: &str, table: &str) -> String {
     format!("writes.{}.*", table_path(schema, table))
@@ -210,6 +239,31 @@ mod tests {
         assert_eq!(parse_snapshot_request("snapshot.request."), None);
         assert_eq!(parse_snapshot_request("snapshot.request.%2"), None);
         assert_eq!(parse_snapshot_cancel("snapshot.cancel.a.b"), None);
+    }
+
+    #[test]
+    fn a_write_command_s_subject_leads_back_to_its_parts() {
+        let subject = writes("sales", "a.b", "7d1e");
+
+        assert_eq!(subject, "writes.sales.a%2Eb.7d1e");
+        let parts = ["sales", "a.b", "7d1e"].map(str::to_owned).into();
+        assert_eq!(parse_writes(&subject), Some(parts));
+        assert_eq!(parse_writes("writes.users"), None);
+        assert_eq!(
+            dead_letter("public", "users", "7d1e"),
+            "writes_dlq.users.7d1e"
+        );
+    }
+
+    #[test]
+    fn consumers_of_two_tables_never_share_a_name() {
+        assert_eq!(writer_consumer("public", "users"), "users-writer");
+        assert_eq!(writer_consumer("sales", "orders"), "sales==orders-writer");
+        assert_eq!(
+            writer_consumer("public", "sales==orders"),
+            "sales=3D=3Dorders-writer"
+        );
+        assert_eq!(writer_consumer("public", "a/b.c"), "a=2Fb=2Ec-writer");
     }
 
     proptest! {

@@ -107,7 +107,14 @@ enum Part {
 pub const DEFAULT_PREFIX: &str = "cdc";
 
 /// First tokens that belong to other messages of ours or to the server.
-const RESERVED: [&str; 5] = ["init", "schema", "snapshot", "users", "writes"];
+const RESERVED: [&str; 6] = [
+    "init",
+    "schema",
+    "snapshot",
+    "users",
+    "writes",
+    "writes_dlq",
+];
 
 impl Default for SubjectPattern {
     fn default() -> Self {

@@ -1,0 +1,396 @@
+//! Nothing missing, nothing twice, in order: whoever dies, for however long.
+//!
+//! In: numbered rows while something breaks. Out: the same numbers, once each.
+//! Must hold: every test ends with `assert_numbers` over the whole stream.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use stack::{Direction, Options, Relay, eventually};
+use wire::Lsn;
+
+use crate::rig::{Bridge, DEADLINE, Rig};
+use crate::stream;
+use crate::writer::{Writer, assert_numbers};
+
+#[track_caller]
+fn wait_until_written(writer: &Writer, rows: u64) {
+    eventually(DEADLINE, "the writer goes on", || writer.written() >= rows);
+}
+
+#[track_caller]
+fn wait_until_stored(rig: &Rig, messages: u64) {
+    eventually(DEADLINE, "the bridge stores events", || {
+        let stored = stream::last_sequence(rig.nats());
+        if stored >= messages {
+            Ok(())
+        } else {
+            Err(stored)
+        }
+    });
+}
+
+/// Waits until the bridge has noticed that it cannot publish, or cannot read.
+#[track_caller]
+fn wait_until_not_ready(bridge: &Bridge, side: &str) {
+    eventually(DEADLINE, "the bridge notices", || {
+        let (status, body) = bridge.request("GET", "/ready");
+        if status == 503 && body.contains(side) {
+            Ok(())
+        } else {
+            Err(body)
+        }
+    });
+}
+
+#[test]
+fn rows_written_while_the_bridge_is_away_are_all_sent() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+
+    rig.write_numbers(110);
+    let bridge = rig.bridge(&[]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 110);
+}
+
+#[test]
+fn killed_in_the_middle_of_drains_it_goes_on_where_the_stream_ends() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+    rig.write_numbers(20_000);
+
+    for stored in [1, 2_000, 2_001, 9_000, 15_000] {
+        let bridge = rig.launch(&[]);
+        wait_until_stored(&rig, stored);
+        bridge.kill();
+    }
+    let bridge = rig.bridge(&[]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 20_000);
+}
+
+#[test]
+fn killed_again_and_again_under_load_it_loses_and_repeats_nothing() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+
+    let writer = rig.start_writing();
+    for _ in 0..8 {
+        let stored = stream::last_sequence(rig.nats());
+        let bridge = rig.launch(&[]);
+        wait_until_stored(&rig, stored + 500);
+        bridge.kill();
+    }
+    let rows = writer.stop();
+    let bridge = rig.bridge(&[]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn a_transaction_larger_than_the_ring_survives_a_kill_in_its_middle() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+    rig.sql("INSERT INTO numbers SELECT n, 'row' FROM generate_series(1, 20000) n");
+
+    for stored in [1, 7_000] {
+        let bridge = rig.launch(&["--ring-events", "1000"]);
+        wait_until_stored(&rig, stored);
+        bridge.kill();
+    }
+    let bridge = rig.bridge(&["--ring-events", "1000"]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 20_000);
+}
+
+#[test]
+fn nats_stopped_under_load_loses_nothing() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--ring-events", "2000"]);
+
+    let writer = rig.start_writing();
+    wait_until_stored(&rig, 1_000);
+    rig.nats().stop();
+    wait_until_not_ready(&bridge, "nats");
+    wait_until_written(&writer, writer.written() + 5_000);
+    rig.nats().start();
+    bridge.wait_connected();
+    wait_until_written(&writer, writer.written() + 1_000);
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn nats_killed_under_load_loses_nothing() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    let writer = rig.start_writing();
+    for _ in 0..3 {
+        let stored = stream::last_sequence(rig.nats());
+        wait_until_stored(&rig, stored + 500);
+        rig.nats().kill();
+        wait_until_not_ready(&bridge, "nats");
+        rig.nats().start();
+    }
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn postgresql_restarted_and_killed_loses_nothing() {
+    let rig = Rig::alone(Options::default().fsync(true));
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    rig.write_numbers(1_000);
+    rig.postgres().restart();
+    rig.write_numbers(1_000);
+    rig.postgres().kill();
+    wait_until_not_ready(&bridge, "postgres");
+    rig.postgres().start();
+    rig.write_numbers(1_000);
+    let events = rig.events();
+
+    assert!(bridge.metric("bridge_reconnects_total") >= 2.0);
+    bridge.drain();
+    assert_numbers(&events, 3_000);
+}
+
+#[test]
+fn a_cut_between_bridge_and_nats_loses_nothing() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.nats().addr()).unwrap();
+    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    let writer = rig.start_writing();
+    for _ in 0..4 {
+        let stored = stream::last_sequence(rig.nats());
+        wait_until_stored(&rig, stored + 500);
+        relay.cut();
+        wait_until_not_ready(&bridge, "nats");
+        relay.heal();
+    }
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn acks_that_never_come_are_given_up_on_and_nothing_is_sent_twice() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.nats().addr()).unwrap();
+    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    let writer = rig.start_writing();
+    wait_until_stored(&rig, 500);
+    // Stored by the server, and the bridge does not hear of it.
+    relay.stall(Direction::ToClient);
+    wait_until_not_ready(&bridge, "nats");
+    relay.heal();
+    bridge.wait_connected();
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn messages_that_never_arrive_are_sent_again() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.nats().addr()).unwrap();
+    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    let writer = rig.start_writing();
+    wait_until_stored(&rig, 500);
+    relay.stall(Direction::ToServer);
+    wait_until_not_ready(&bridge, "nats");
+    // What was under way on the connection given up on arrives now, behind the new one's back.
+    relay.heal();
+    bridge.wait_connected();
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.postgres().addr()).unwrap();
+    rig.pg_url = format!(
+        "postgresql://postgres:postgres@{}/{}",
+        relay.addr(),
+        rig.database
+    );
+    rig.create_numbers();
+    let bridge = rig.bridge(&[]);
+
+    let writer = rig.start_writing();
+    for _ in 0..3 {
+        let stored = stream::last_sequence(rig.nats());
+        wait_until_stored(&rig, stored + 500);
+        relay.cut();
+        wait_until_not_ready(&bridge, "postgres");
+        relay.heal();
+    }
+    let stored = stream::last_sequence(rig.nats());
+    wait_until_stored(&rig, stored + 500);
+    relay.stall(Direction::Both);
+    wait_until_written(&writer, writer.written() + 2_000);
+    relay.heal();
+    let rows = writer.stop();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    rig.bridge(&[]).drain();
+    rig.write_numbers(30_000);
+
+    let bridge = rig.launch(&[]);
+    wait_until_stored(&rig, 1_000);
+    bridge.drain();
+    let stored = stream::last_sequence(rig.nats());
+    let bridge = rig.bridge(&[]);
+    let events = rig.events();
+    bridge.drain();
+
+    assert!(stored < 30_000, "it was asked in the middle");
+    assert_numbers(&events, 30_000);
+}
+
+#[test]
+fn asked_to_stop_while_nats_is_away_it_gives_up_in_time_and_loses_nothing() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--drain-timeout", "1s"]);
+
+    rig.nats().stop();
+    wait_until_not_ready(&bridge, "nats");
+    rig.write_numbers(100);
+    let status = bridge.terminate(Duration::from_secs(10));
+    rig.nats().start();
+    let again = rig.bridge(&[]);
+    let events = rig.events();
+    again.drain();
+
+    assert_eq!(status.code(), Some(3), "{}", bridge.log_tail());
+    assert_numbers(&events, 100);
+}
+
+#[test]
+fn a_second_bridge_on_the_slot_stands_by_and_takes_over() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    let first = rig.bridge(&[]);
+    let second = rig.launch(&[]);
+    eventually(DEADLINE, "the second one stands by", || {
+        let status = second.status()["status"].to_string();
+        if status == "\"standby\"" {
+            Ok(())
+        } else {
+            Err(status)
+        }
+    });
+    assert_eq!(second.request("GET", "/ready").0, 503);
+
+    let writer = rig.start_writing();
+    wait_until_stored(&rig, 1_000);
+    first.kill();
+    second.wait_connected();
+    let stored = stream::last_sequence(rig.nats());
+    wait_until_stored(&rig, stored + 500);
+    let rows = writer.stop();
+    let events = rig.events();
+    second.drain();
+
+    assert_numbers(&events, rows);
+}
+
+#[test]
+fn postgresql_never_hears_of_more_than_the_stream_holds() {
+    let mut rig = Rig::new();
+    let relay = Relay::to(rig.nats().addr()).unwrap();
+    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--ring-events", "5000"]);
+    let is_over = AtomicBool::new(false);
+
+    let (rows, samples) = std::thread::scope(|scope| {
+        // What was confirmed, then what the stream holds: a little later, so at least that.
+        let sampler = scope.spawn(|| {
+            let mut samples: Vec<(Lsn, u64)> = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                if let Some(confirmed) = rig.confirmed_flush_lsn() {
+                    samples.push((confirmed, stream::last_sequence(rig.nats())));
+                }
+            }
+            samples
+        });
+        let writer = rig.start_writing();
+        for _ in 0..3 {
+            let stored = stream::last_sequence(rig.nats());
+            wait_until_stored(&rig, stored + 500);
+            relay.cut();
+            wait_until_written(&writer, writer.written() + 500);
+            relay.heal();
+        }
+        bridge.kill();
+        let rows = writer.stop();
+        is_over.store(true, Ordering::Relaxed);
+        (rows, sampler.join().expect("the sampler does not fail"))
+    });
+    let again = rig.bridge(&[]);
+    let stored = rig.stored();
+    again.drain();
+
+    for (confirmed, last_sequence) in &samples {
+        let early = stored.iter().find(|stored| {
+            stored.event.commit_lsn < *confirmed && stored.sequence > *last_sequence
+        });
+        assert!(
+            early.is_none(),
+            "{confirmed} was confirmed when the stream held {last_sequence} messages"
+        );
+    }
+    assert!(samples.len() >= 3, "it was looked at: {}", samples.len());
+    let events: Vec<_> = stored.into_iter().map(|stored| stored.event).collect();
+    assert_numbers(&events, rows);
+}

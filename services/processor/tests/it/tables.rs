@@ -1,0 +1,122 @@
+//! Tables the processor was never told about.
+
+use serde_json::json;
+use wire::command::WriteOp::{Create, Delete, Update};
+
+use crate::harness::{DEADLINE, World, command, id, newcomer};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_added_by_sql_alone_becomes_writable() {
+    let world = World::up().await;
+    let processor = world.processor("processor", &[]);
+    processor.wait_for_line("active", DEADLINE);
+
+    world.stack.postgres().sql(
+        "CREATE SCHEMA sales; GRANT USAGE ON SCHEMA sales TO app_writer;
+         CREATE TABLE sales.\"Odd.Name\" (a integer, b text, \"c d\" numeric, PRIMARY KEY (b, a));
+         GRANT SELECT, INSERT, UPDATE, DELETE ON sales.\"Odd.Name\" TO app_writer",
+    );
+    let mut write = command(
+        1,
+        Create,
+        "Odd.Name",
+        None,
+        json!({"a": 1, "b": "x,y", "c d": "0.10"}),
+    );
+    write.schema = "sales".to_owned();
+    world.send(&write).await;
+    let mut write = command(
+        2,
+        Update,
+        "Odd.Name",
+        Some("x%2Cy,1"),
+        json!({"c d": "0.20"}),
+    );
+    write.schema = "sales".to_owned();
+    world.send(&write).await;
+    world.settle(2).await;
+
+    assert_eq!(
+        world.value("SELECT \"c d\" FROM sales.\"Odd.Name\""),
+        "0.20"
+    );
+    assert_eq!(
+        world.value("SELECT max(entity_key) FROM write_operations"),
+        "x%2Cy,1"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_postgresql_makes_is_told_to_the_client() {
+    let world = World::up().await;
+    world.stack.postgres().sql(
+        "CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+         CREATE TABLE events (body text);
+         GRANT SELECT, INSERT, UPDATE, DELETE ON notes, events TO app_writer",
+    );
+    world
+        .send(&command(1, Create, "notes", None, json!({"body": "one"})))
+        .await;
+    world
+        .send(&command(2, Create, "notes", None, json!({})))
+        .await;
+    world
+        .send(&command(3, Delete, "notes", Some("01"), json!(null)))
+        .await;
+    world
+        .send(&command(
+            4,
+            Create,
+            "events",
+            None,
+            json!({"body": "keyless"}),
+        ))
+        .await;
+
+    let _processor = world.processor("processor", &[]);
+    world.settle(4).await;
+
+    let keys = "SELECT string_agg(entity_key, ',' ORDER BY operation_id) FROM write_operations";
+    assert_eq!(world.value(keys), "1,2,1");
+    assert_eq!(
+        world.value("SELECT string_agg(id::text, ',') FROM notes"),
+        "2"
+    );
+    assert_eq!(world.value("SELECT body FROM events"), "keyless");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_changes_its_shape_is_written_in_the_new_shape() {
+    let world = World::up().await;
+    let _processor = world.processor("processor", &[]);
+    world.send(&newcomer(1, 101)).await;
+    world.settle(1).await;
+
+    world
+        .stack
+        .postgres()
+        .sql("ALTER TABLE people ADD COLUMN nick text, ALTER COLUMN age TYPE text");
+    let mut write = newcomer(2, 102);
+    write.data.insert("nick".to_owned(), json!("two"));
+    write.data.insert("age".to_owned(), json!("old"));
+    world.send(&write).await;
+    world.settle(2).await;
+
+    assert_eq!(world.outcome(&id(2)), ("completed".to_owned(), json!(null)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_to_a_table_that_is_gone_fail_instead_of_waiting_for_ever() {
+    let world = World::up().await;
+    let processor = world.processor("processor", &[]);
+    world.send(&newcomer(1, 101)).await;
+    world.settle(1).await;
+    processor.terminate(DEADLINE);
+
+    world.stack.postgres().sql("DROP TABLE people CASCADE");
+    world.send(&newcomer(2, 102)).await;
+    let _processor = world.processor("processor", &[]);
+    world.settle(2).await;
+
+    assert_eq!(world.outcome(&id(2)).1["code"], "42P01");
+}

@@ -1,0 +1,23 @@
+//! `reader`: see `reader --help`.
+
+use clap::Parser;
+use daemon::shutdown::Shutdown;
+use daemon::telemetry;
+use reader::Server;
+use reader::config::Config;
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    telemetry::init(config.log_format, "info");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::on_signals()?;
+        let server = Server::bind(&config, shutdown).await?;
+        tracing::info!(address = %server.local_addr()?, "listening");
+        // On the heap: it holds the state of every loop.
+        Box::pin(server.run()).await;
+        Ok(())
+    })
+}
