@@ -272,6 +272,7 @@ impl Worker {
             schema_version: self.schema_version(job).await,
             rows_estimated: size.rows_estimated,
             timestamp: unix_s(),
+            partial: !job.options.columns.is_empty() || job.options.range.is_some(),
         }
     }
 
