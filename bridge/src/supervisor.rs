@@ -287,7 +287,7 @@ async fn stream(
         admin.shared.clone(),
         admin.metrics.clone(),
     );
-    tokio::spawn(publisher.run());
+    let publishing = tokio::spawn(publisher.run());
     tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
     let catalog = Catalog::new(config.postgres.clone());
     tokio::spawn(monitor::watch_stream(
@@ -315,6 +315,9 @@ async fn stream(
     ));
 
     tokio::select! {
+        biased;
+        // The source ends when the publisher has; that is a drain only if this is none.
+        Err(panicked) = publishing => fail("the publisher failed", &panicked, exit::FAILURE),
         ended = source_ended => match ended {
             Ok(Ok(())) => {
                 checkpoint::write_last(&store, &fixed, &admin.shared).await;
