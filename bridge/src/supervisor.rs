@@ -229,6 +229,22 @@ async fn ensure_streams(
     streams::ensure_init(jetstream, &config.init_stream).await
 }
 
+/// What watches from the side: the stream, the slot, the line of figures.
+fn start_monitors(config: &Config, admin: &Admin, jetstream: jetstream::Context) {
+    tokio::spawn(monitor::watch_stream(
+        jetstream,
+        config.cdc_stream.clone(),
+        admin.shared.clone(),
+    ));
+    tokio::spawn(monitor::watch_slot(
+        Catalog::new(config.postgres.clone()),
+        config.slot.clone(),
+        config.publications.clone(),
+        admin.clone(),
+    ));
+    tokio::spawn(monitor::print_lines(admin.clone()));
+}
+
 /// The road itself, from start to drain.
 async fn stream(
     config: &Config,
@@ -293,21 +309,9 @@ async fn stream(
         admin.shared.clone(),
         admin.metrics.clone(),
     );
-    tokio::spawn(publisher.run());
+    let publishing = tokio::spawn(publisher.run());
     tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
-    let catalog = Catalog::new(config.postgres.clone());
-    tokio::spawn(monitor::watch_stream(
-        jetstream,
-        config.cdc_stream.clone(),
-        admin.shared.clone(),
-    ));
-    tokio::spawn(monitor::watch_slot(
-        catalog,
-        config.slot.clone(),
-        config.publications.clone(),
-        admin.clone(),
-    ));
-    tokio::spawn(monitor::print_lines(admin.clone()));
+    start_monitors(config, admin, jetstream);
     let fixed = fixed(config);
     tokio::spawn(checkpoint::keep(
         store.clone(),
@@ -316,6 +320,9 @@ async fn stream(
     ));
 
     let code = tokio::select! {
+        biased;
+        // The source ends when the publisher has; that is a drain only if this is none.
+        Err(panicked) = publishing => fail("the publisher failed", &panicked, exit::FAILURE),
         ended = source_ended => match ended {
             Ok(Ok(())) => {
                 checkpoint::write_last(&store, &fixed, &admin.shared).await;
