@@ -89,7 +89,7 @@ pub async fn run(config: Config) -> u8 {
         _ = shutdown.wait() => Err(exit::DRAINED),
     };
     let code = match prepared {
-        Ok(prepared) => stream(&config, hold, &admin, producer, consumer, prepared).await,
+        Ok(prepared) => Box::pin(stream(&config, hold, &admin, producer, consumer, prepared)).await,
         Err(code) => code,
     };
     println!("{}", monitor::line(&admin));
@@ -259,6 +259,7 @@ async fn stream(
         store,
         claims,
     } = prepared;
+    let registry = start_registry(config, admin, jetstream.clone()).await;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         Origin {
@@ -303,7 +304,7 @@ async fn stream(
             name: format!("bridge {} publisher", config.slot),
         },
         consumer,
-        start_registry(config, admin, jetstream.clone()),
+        registry,
         Oversize::new(config.oversize, jetstream.clone(), config.slot.clone()),
         admin.shared.clone(),
         admin.metrics.clone(),
@@ -357,15 +358,21 @@ fn fixed(config: &Config) -> Fixed {
     }
 }
 
-/// The registry, its keeper running.
-fn start_registry(config: &Config, admin: &Admin, jetstream: jetstream::Context) -> SchemaRegistry {
+/// The registry, its keeper running, the shapes of all tables published.
+async fn start_registry(
+    config: &Config,
+    admin: &Admin,
+    jetstream: jetstream::Context,
+) -> SchemaRegistry {
     let scope = Scope {
         publications: config.publications.clone(),
         tables: config.tables.clone(),
         slot: config.slot.clone(),
     };
     let catalog = Catalog::new(config.postgres.clone());
-    let (registry, keeper) = SchemaRegistry::new(scope, catalog, jetstream, admin.shared.clone());
+    let (registry, mut keeper) =
+        SchemaRegistry::new(scope, catalog, jetstream, admin.shared.clone());
+    keeper.first_look().await;
     tokio::spawn(keeper.run());
     registry
 }

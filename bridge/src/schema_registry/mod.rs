@@ -34,6 +34,9 @@ use store::Store;
 /// How often the catalogue is looked at when no row and no DDL message gives a reason.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
 
+/// When to look once more behind a DDL message.
+const DDL_VISIBLE_AFTER: Duration = Duration::from_millis(100);
+
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot read the catalogue")]
@@ -68,8 +71,10 @@ pub struct Keeper {
     store: Store,
     shared: Arc<Shared>,
     questions: mpsc::Receiver<Question>,
-    /// By schema and table. None before the first look.
-    known: Option<HashMap<(String, String), Known>>,
+    /// By schema and table.
+    known: HashMap<(String, String), Known>,
+    /// The first look is done: what is new from now on is news.
+    has_looked: bool,
     /// WAL end at the look before: what is new since was committed behind it.
     looked_at: Position,
 }
@@ -95,7 +100,8 @@ impl SchemaRegistry {
             store: Store::new(jetstream),
             shared,
             questions,
-            known: None,
+            known: HashMap::new(),
+            has_looked: false,
             looked_at: Position::START,
         };
         (Self { questions: sender }, keeper)
@@ -121,6 +127,16 @@ impl SchemaRegistry {
 }
 
 impl Keeper {
+    /// Publishes the shapes of all tables; returns when that is done, however long it takes.
+    pub async fn first_look(&mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        while let Err(error) = self.look(None).await {
+            let delay = backoff.next(backoff::random());
+            tracing::warn!(error = %Chained(&error), ?delay, "cannot publish the shapes of the tables");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
     /// Serves for as long as the publisher asks.
     pub async fn run(mut self) {
         let mut interval = tokio::time::interval(LOOK_INTERVAL);
@@ -133,7 +149,11 @@ impl Keeper {
                     Some(question) => self.answer(question).await,
                     None => return,
                 },
-                () = shared.handoff.ddl_passed() => self.try_look().await,
+                () = shared.handoff.ddl_passed() => {
+                    self.try_look().await;
+                    // A commit is in WAL a moment before it is visible.
+                    interval.reset_after(DDL_VISIBLE_AFTER);
+                }
                 _ = interval.tick() => self.try_look().await,
             }
         }
@@ -221,14 +241,12 @@ impl Keeper {
         self.announce(&name, &schema, change).await;
         let version = schema.version;
         // The table's present shape becomes the last one again at the next look.
-        if let Some(known) = self.known.as_mut() {
-            known.remove(&name);
-        }
+        self.known.remove(&name);
         Ok(version)
     }
 
     fn known(&self, name: &(String, String)) -> Option<&Known> {
-        self.known.as_ref()?.get(name)
+        self.known.get(name)
     }
 
     fn matching(&self, name: &(String, String), described: &[Described]) -> Option<u32> {
@@ -257,8 +275,7 @@ impl Keeper {
                 .tables
                 .admits(&shape.namespace, &shape.schema.table)
         });
-        let is_first = self.known.is_none();
-        if is_first {
+        if !self.has_looked {
             self.looked_at = shape::confirmed(client, &self.scope.slot).await?;
         }
         self.forget_missing(&shapes).await?;
@@ -271,9 +288,10 @@ impl Keeper {
                 Some((table, position)) if *table == name => position,
                 Some(_) | None => self.looked_at,
             };
-            self.take(name, shape, valid_from, is_first).await?;
+            self.take(name, shape, valid_from).await?;
         }
         self.looked_at = wal_end;
+        self.has_looked = true;
         Ok(())
     }
 
@@ -283,7 +301,6 @@ impl Keeper {
         name: (String, String),
         shape: Shape,
         valid_from: Position,
-        is_first: bool,
     ) -> Result<(), Error> {
         let key = names::schema_key(&name.0, &name.1);
         let stored = self.store.load(&key).await?;
@@ -291,7 +308,7 @@ impl Keeper {
             Some(schema) => change::compare(schema, &shape.schema),
             None => Some(Change {
                 reason: "table published".to_owned(),
-                resnapshot: !is_first,
+                resnapshot: self.has_looked,
             }),
         };
         let schema = match (change, &stored.schema) {
@@ -302,36 +319,28 @@ impl Keeper {
                     .write(&key, &stored, shape.schema.clone(), valid_from, unix_s())
                     .await?;
                 // At the first look a table that nobody knew is no news.
-                if let Some(change) = change.filter(|_| !is_first || stored.schema.is_some()) {
+                if let Some(change) = change.filter(|_| self.has_looked || stored.schema.is_some())
+                {
                     self.announce(&name, &written, change).await;
                 }
                 written
             }
         };
-        self.known
-            .get_or_insert_default()
-            .insert(name, Known { shape, schema });
+        self.known.insert(name, Known { shape, schema });
         Ok(())
     }
 
     /// Takes tables that were dropped, renamed or are no longer published out of the bucket.
     async fn forget_missing(&mut self, shapes: &[Shape]) -> Result<(), Error> {
-        let Some(known) = &self.known else {
-            self.known = Some(HashMap::new());
-            return Ok(());
-        };
         let is_there = |name: &(String, String)| {
             shapes
                 .iter()
                 .any(|shape| shape.namespace == name.0 && shape.schema.table == name.1)
         };
-        let gone: Vec<_> = known
-            .keys()
-            .filter(|name| !is_there(name))
-            .cloned()
-            .collect();
+        let names = self.known.keys().filter(|name| !is_there(name));
+        let gone: Vec<_> = names.cloned().collect();
         for name in gone {
-            let Some(known) = self.known.as_ref().and_then(|known| known.get(&name)) else {
+            let Some(known) = self.known.get(&name) else {
                 continue;
             };
             let renamed = shapes.iter().find(|shape| shape.oid == known.shape.oid);
@@ -348,9 +357,7 @@ impl Keeper {
                 resnapshot: false,
             };
             self.announce(&name, &schema, change).await;
-            if let Some(known) = self.known.as_mut() {
-                known.remove(&name);
-            }
+            self.known.remove(&name);
         }
         Ok(())
     }

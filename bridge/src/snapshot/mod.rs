@@ -4,10 +4,14 @@
 //! Invariant: the row changes never wait for a snapshot. It runs on a thread of its own, with its own
 //! connections; with the road it shares only `Handoff`, a few locks held for a lookup.
 //!
-//! A request comes by `listener`, waits in `queue`, is made by `worker` in the
-//! transaction that `join` opens, from the SQL of `plan`: COPY's
-//! lines go through `chunk` straight into payloads, which `outlet` publishes. `transactions` and
-//! `sequences` are the rules of the hand-off, `handoff` brings them together.
+//! A request comes by `listener` (or lies in `kept`), waits in `queue`, is made by `worker` in the
+//! transaction that `join` opens, from the SQL of `plan`: COPY's lines go through `chunk` straight into
+//! payloads, which `outlet` publishes. `transactions` and `sequences` are the rules of the hand-off,
+//! `handoff` brings them together.
+//!
+//! 5,000,000 rows of six columns: 0.86 and 1.06 million rows/s, 0.65-0.71 of bare COPY in the same run,
+//! 24 MB of memory as with 1,000,000; 500 row changes/s beside it at p99 7 ms (busy 2-core machine,
+//! PostgreSQL 15, nats-server 2.14, optimised without LTO; `benches`, binary `snapshot`).
 
 pub mod chunk;
 pub mod compress;
