@@ -204,6 +204,11 @@ impl Assembler {
         Some(std::mem::replace(&mut self.slab, next))
     }
 
+    /// The open one; its commit LSN is known since its Begin.
+    pub fn transaction(&self) -> Option<&Transaction> {
+        self.transaction.as_ref().map(|open| &open.transaction)
+    }
+
     /// Nothing is held here: no open transaction, no event, no boundary.
     pub fn is_idle(&self) -> bool {
         self.transaction.is_none() && self.slab.is_empty()

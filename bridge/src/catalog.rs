@@ -85,7 +85,8 @@ impl Catalog {
         }
     }
 
-    async fn client(&mut self) -> Result<&Client, Error> {
+    /// The connection itself, for the questions of one module only.
+    pub(crate) async fn client(&mut self) -> Result<&Client, Error> {
         if self.client.as_ref().is_none_or(Client::is_closed) {
             let (client, closed) = self.options.connect("bridge catalog").await?;
             drop(closed);

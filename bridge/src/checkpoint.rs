@@ -12,7 +12,7 @@ use wire::checkpoint::Checkpoint;
 use wire::names::BUCKET_BRIDGE_STATE;
 
 use crate::publish::incarnation::Known;
-use crate::shared::Shared;
+use crate::shared::{Condition, Shared};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -144,8 +144,11 @@ pub async fn write_last(store: &Store, fixed: &Fixed, shared: &Shared) {
     }
 }
 
-/// None until both sides have connected.
+/// None until both sides have connected, and while another bridge has the slot: the record is its.
 fn current(fixed: &Fixed, shared: &Shared) -> Option<Checkpoint> {
+    if shared.source() == Condition::Standby {
+        return None;
+    }
     let (known, identity) = (shared.known()?, shared.identity()?);
     Some(Checkpoint {
         slot: fixed.slot.clone(),

@@ -15,6 +15,7 @@ use wire::SubjectPattern;
 use crate::durability::Durability;
 use crate::publish::{mode, oversize};
 use crate::ring::Budget;
+use crate::tools::Tool;
 
 /// Streams the row changes of PostgreSQL tables into NATS JetStream, once and in order.
 #[derive(Debug, Parser)]
@@ -30,9 +31,12 @@ use crate::ring::Budget;
 )]
 #[allow(clippy::struct_excessive_bools, reason = "flags are what they are")]
 pub struct Arguments {
+    #[command(subcommand)]
+    tool: Option<Tool>,
     /// Streams for row changes and snapshots; made when missing
     #[arg(
         long,
+        global = true,
         value_name = "CDC,INIT",
         default_value = "CDC,INIT",
         value_delimiter = ',',
@@ -40,10 +44,10 @@ pub struct Arguments {
     )]
     stream: Vec<String>,
     /// Replication slot; made when missing. A second bridge on the same slot stands by
-    #[arg(long, default_value = "cdc_slot")]
+    #[arg(long, global = true, default_value = "cdc_slot")]
     slot: String,
     /// Publications that say which tables, columns and rows
-    #[arg(long, default_value = "cdc_pub", value_delimiter = ',')]
+    #[arg(long, global = true, default_value = "cdc_pub", value_delimiter = ',')]
     publication: Vec<String>,
     /// Only these of the published tables: users,orders or sales.orders [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -55,17 +59,29 @@ pub struct Arguments {
     #[arg(long, env = "BRIDGE_PORT", default_value_t = 9090)]
     port: u16,
     /// PostgreSQL: postgres://user:password@host:port/database or key=value pairs
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pg_url: Option<String>,
     /// NATS: nats://user:password@host:port, several separated by commas
-    #[arg(long, env = "NATS_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     nats_url: Option<String>,
     /// First token of the subjects
-    #[arg(long, value_name = "PREFIX", default_value = wire::subject::DEFAULT_PREFIX)]
+    #[arg(long, global = true, value_name = "PREFIX", default_value = wire::subject::DEFAULT_PREFIX)]
     subject_prefix: String,
     /// Pattern of the subjects, from {prefix} {schema} {table} {op}
     /// [default: {prefix}.{table}.{op}, with {schema} in front of {table} outside public]
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, global = true, value_name = "PATTERN")]
     subject: Option<String>,
     /// How messages are published; auto goes by the server's version and the stream's settings
     #[arg(long, value_enum, default_value_t = PublishModeArgument::Auto)]
@@ -98,6 +114,12 @@ pub struct Arguments {
     /// Bytes between decoder and ack
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = units::bytes)]
     ring_bytes: u64,
+    /// Snapshots made at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    snapshot_workers: u8,
+    /// Rows in a chunk of a snapshot at most
+    #[arg(long, value_name = "ROWS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    snapshot_chunk_rows: u32,
     /// How a log line looks
     #[arg(long, value_enum, default_value_t = LogArgument::Text)]
     log_format: LogArgument,
@@ -132,6 +154,8 @@ enum LogArgument {
 /// What the bridge was asked to do.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Do this and end; without it, stream.
+    pub tool: Option<Tool>,
     pub postgres: PostgresOptions,
     pub nats: NatsOptions,
     pub cdc_stream: String,
@@ -153,6 +177,8 @@ pub struct Config {
     pub accepts_stream_reset: bool,
     pub drain_timeout: Duration,
     pub ring: Budget,
+    pub snapshot_workers: usize,
+    pub snapshot_chunk_rows: usize,
     pub log_format: daemon::telemetry::LogFormat,
 }
 
@@ -241,6 +267,7 @@ impl Config {
             }
         }
         Ok(Self {
+            tool: arguments.tool,
             postgres,
             cdc_stream,
             init_stream,
@@ -274,6 +301,8 @@ impl Config {
                 events_max: arguments.ring_events.max(1),
                 bytes_max: usize::try_from(arguments.ring_bytes).unwrap_or(usize::MAX),
             },
+            snapshot_workers: usize::from(arguments.snapshot_workers),
+            snapshot_chunk_rows: arguments.snapshot_chunk_rows as usize,
             nats,
             log_format: match arguments.log_format {
                 LogArgument::Text => daemon::telemetry::LogFormat::Text,

@@ -3,11 +3,26 @@
 use std::process::ExitCode;
 
 use bridge::config::Config;
-use bridge::supervisor;
+use bridge::{supervisor, tools};
 
 fn main() -> ExitCode {
     let config = Config::from_process();
-    daemon::telemetry::init(config.log_format, "info");
+    daemon::telemetry::init(
+        config.log_format,
+        if config.tool.is_some() {
+            "warn"
+        } else {
+            "info"
+        },
+    );
+    // One thread for everything but the source and the snapshots: most of the work is system calls,
+    // and a second runtime thread would cost memory and wake-ups.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    if let (Some(tool), Ok(runtime)) = (&config.tool, &runtime) {
+        return ExitCode::from(runtime.block_on(tools::run(&config, tool)));
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         postgres = %config.postgres,
@@ -19,12 +34,7 @@ fn main() -> ExitCode {
         port = config.port,
         "bridge"
     );
-    // One thread for everything but the source: most of the work is system calls, and a second
-    // runtime thread would cost memory and wake-ups.
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");

@@ -68,6 +68,16 @@ metrics! {
     ring_bytes: IntGauge = "bridge_ring_bytes",
     /// Events whose body went to the object store, because no message can hold it.
     oversize_events: IntCounter = "bridge_oversize_events_total",
+    /// Snapshots being made.
+    snapshots_running: IntGauge = "bridge_snapshots_running",
+    /// Snapshots waiting for a worker.
+    snapshots_waiting: IntGauge = "bridge_snapshots_waiting",
+    /// Snapshots that ended in meta.
+    snapshots_made: IntCounter = "bridge_snapshots_made_total",
+    /// Snapshots that ended in an error.
+    snapshots_failed: IntCounter = "bridge_snapshots_failed_total",
+    /// Rows published in snapshots.
+    snapshot_rows: IntCounter = "bridge_snapshot_rows_total",
     /// Seconds the source waited because the ring was full.
     full_wait_seconds: Histogram = "bridge_full_wait_seconds",
     /// Seconds from the first message of a group to its ack.

@@ -11,6 +11,7 @@ use wire::Lsn;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
+use crate::publish::incarnation::Known;
 use crate::shared::{Condition, Shared};
 
 const SLOT_INTERVAL: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ pub async fn watch_slot(
 /// go on as if nothing had happened.
 pub async fn watch_stream(context: jetstream::Context, stream: String, shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(STREAM_INTERVAL);
-    let mut last_seen = None;
+    let mut last_seen: Option<Seen> = None;
     loop {
         interval.tick().await;
         let Ok(found) = context.get_stream(&stream).await else {
@@ -77,7 +78,7 @@ pub async fn watch_stream(context: jetstream::Context, stream: String, shared: A
         };
         if let Some(before) = &last_seen
             && was_purged(
-                before,
+                &before.with(shared.known()),
                 &seen,
                 info.config.max_age,
                 time::OffsetDateTime::now_utc(),
@@ -100,6 +101,21 @@ struct Seen {
     first_sequence: u64,
     last_sequence: u64,
     last_stored: time::OffsetDateTime,
+}
+
+impl Seen {
+    /// With what the publisher has stored since.
+    fn with(&self, known: Option<Known>) -> Self {
+        match known {
+            Some(known) if known.sequence > self.last_sequence => Self {
+                first_sequence: self.first_sequence.min(known.sequence),
+                last_sequence: known.sequence,
+                last_stored: self.last_stored.max(known.at.into()),
+                created: self.created,
+            },
+            Some(_) | None => Self { ..*self },
+        }
+    }
 }
 
 /// Everything that was there at the look before is gone, and its youngest message was not due yet.

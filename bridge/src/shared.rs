@@ -13,6 +13,7 @@ use wire::Lsn;
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
 use crate::publish::mode::Choice;
+use crate::snapshot::handoff::Handoff;
 
 /// How one side of the bridge fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +42,14 @@ pub struct Shared {
     epoch: AtomicU64,
     slot_made: Mutex<Option<Lsn>>,
     reset: Mutex<Option<&'static str>>,
+    publisher_woken: Notify,
     accepts_reset: AtomicBool,
     publish_mode: Mutex<Option<Choice>>,
     has_company: AtomicBool,
     company_came: Notify,
     company_known: Notify,
+    /// Where snapshots and the stream meet.
+    pub handoff: Handoff,
 }
 
 impl Default for Shared {
@@ -61,17 +65,19 @@ impl Default for Shared {
             epoch: AtomicU64::new(0),
             slot_made: Mutex::new(None),
             reset: Mutex::new(None),
+            publisher_woken: Notify::new(),
             accepts_reset: AtomicBool::new(false),
             publish_mode: Mutex::new(None),
             has_company: AtomicBool::new(false),
             company_came: Notify::new(),
             company_known: Notify::new(),
+            handoff: Handoff::default(),
         }
     }
 }
 
 impl Shared {
-    /// The publisher, and nobody else: everything before this LSN is stored.
+    /// The publisher: everything before this LSN is stored. The source: the slot has been told so before.
     pub fn confirm(&self, lsn: Lsn) {
         self.confirmed.fetch_max(lsn.0, Ordering::Release);
     }
@@ -145,6 +151,10 @@ impl Shared {
         lock(&self.slot_made).is_some()
     }
 
+    pub fn slot_made_at(&self) -> Option<Lsn> {
+        *lock(&self.slot_made)
+    }
+
     /// That LSN, once.
     pub fn take_slot_made(&self) -> Option<Lsn> {
         lock(&self.slot_made).take()
@@ -157,6 +167,17 @@ impl Shared {
 
     pub fn set_reset(&self, what: Option<&'static str>) {
         *lock(&self.reset) = what;
+        self.wake_publisher();
+    }
+
+    /// There is news here that the publisher should not learn only with the next event.
+    pub fn wake_publisher(&self) {
+        self.publisher_woken.notify_one();
+    }
+
+    /// Returns when there may be. Cancel safe.
+    pub async fn publisher_woken(&self) {
+        self.publisher_woken.notified().await;
     }
 
     /// An operator says that a purged or recreated stream is meant to be so.

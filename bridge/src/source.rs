@@ -28,6 +28,7 @@ use crate::postgres::{
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
+use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,7 +71,8 @@ pub struct Source {
     shared: Arc<Shared>,
     metrics: Metrics,
     shutdown: Shutdown,
-    /// End of the last transaction that went into the ring.
+    observer: Observer,
+    /// End of the last transaction that went into the ring, or waits to.
     handed_over: Lsn,
     /// From then on a missing slot is an error: a new one would skip changes silently.
     slot_was_seen: bool,
@@ -99,6 +101,7 @@ impl Source {
             shared,
             metrics,
             shutdown,
+            observer: Observer::default(),
             handed_over: Lsn::INVALID,
             slot_was_seen: false,
         }
@@ -108,7 +111,7 @@ impl Source {
     /// retry can mend.
     pub fn run(mut self) -> Result<(), Error> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-        while !self.shutdown.is_triggered() {
+        while !self.is_ending() {
             let started = Instant::now();
             let error = match self.session() {
                 // The shutdown, or a rewind: then the next session reads from the slot again.
@@ -158,14 +161,20 @@ impl Source {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
         self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
-        if !self.slot_was_seen {
-            if let Some(made) = ensure_slot(&mut session, &self.origin.slot)? {
-                let from = made.consistent_point;
-                tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
-                self.shared.slot_made(from);
+        self.observer.session(xid);
+        match confirmed_flush_lsn(&mut session, &self.origin.slot)? {
+            // Told by an earlier run, or by another bridge that had the slot meanwhile.
+            Some(confirmed) => self.shared.confirm(confirmed),
+            None if self.slot_was_seen => {}
+            None => {
+                if let Some(made) = make_slot(&mut session, &self.origin.slot)? {
+                    let from = made.consistent_point;
+                    tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
+                    self.shared.slot_made(from);
+                }
             }
-            self.slot_was_seen = true;
         }
+        self.slot_was_seen = true;
         let mut stream = session.start_replication(
             &self.origin.slot,
             &self.origin.publications,
@@ -174,6 +183,8 @@ impl Source {
         self.shared.replication_started();
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
+        // It may have to tell a gap, whether an event comes or not.
+        self.shared.wake_publisher();
         tracing::info!(slot = self.origin.slot, "replication started");
 
         let number = self.shared.session();
@@ -190,7 +201,7 @@ impl Source {
             gulp: Gulp::default(),
             wal_end: Lsn::INVALID,
         };
-        while !self.shutdown.is_triggered() && self.shared.session() == number {
+        while !self.is_ending() && self.shared.session() == number {
             self.gulp(&mut stream, &mut run)?;
         }
         if self.shutdown.is_triggered() {
@@ -233,14 +244,21 @@ impl Source {
                     wal_start, payload, ..
                 }) => {
                     let message = pgoutput::decode(payload)?;
-                    if matches!(message, pgoutput::Message::Begin(_)) {
-                        self.metrics.transactions.inc();
+                    let is_begin = matches!(message, pgoutput::Message::Begin(_));
+                    if let pgoutput::Message::LogicalMessage(written) = &message {
+                        let transaction = run.assembler.transaction();
+                        self.observer
+                            .message(written, transaction, &self.shared.handoff);
                     }
                     let producer = &mut self.producer;
                     run.assembler.take(wal_start, message, |slab| {
                         sealed.push(slab);
                         producer.slab()
                     })?;
+                    if is_begin && let Some(transaction) = run.assembler.transaction() {
+                        self.metrics.transactions.inc();
+                        self.observer.began(transaction);
+                    }
                 }
                 Some(Frame::PrimaryKeepalive {
                     wal_end,
@@ -254,15 +272,19 @@ impl Source {
             }
             messages += 1;
             for slab in sealed {
-                self.hand_over(slab, stream, run)?;
+                if !self.hand_over(slab, stream, run)? {
+                    return Ok(());
+                }
             }
         }
         if messages > 0 {
             self.metrics.wal_messages_received.inc_by(messages);
             self.metrics.received_lsn.set(run.wal_end.0 as i64);
         }
-        if let Some(slab) = run.assembler.seal(|| self.producer.slab()) {
-            self.hand_over(slab, stream, run)?;
+        if let Some(slab) = run.assembler.seal(|| self.producer.slab())
+            && !self.hand_over(slab, stream, run)?
+        {
+            return Ok(());
         }
         self.feedback(stream, run, is_reply_due)?;
         if is_stopping && self.shared.confirmed() < run.wal_end {
@@ -274,22 +296,24 @@ impl Source {
         Ok(())
     }
 
-    /// Into the ring; waits while that is full, and goes on giving feedback.
+    /// Into the ring; waits while that is full, and goes on giving feedback. False: the bridge is ending
+    /// and the slab was dropped, so nothing behind it may follow it into the ring.
     fn hand_over(
         &mut self,
         slab: Slab,
         stream: &mut ReplicationStream,
         run: &mut Run,
-    ) -> Result<(), Error> {
-        let boundary = slab.boundary();
+    ) -> Result<bool, Error> {
+        // Before it waits: what it holds is under way, so no keepalive's WAL end may be confirmed.
+        self.handed_over = self.handed_over.max(slab.boundary());
         let mut slab = slab;
         let mut waited_since = None;
         while let Err(refused) = self.producer.push(slab) {
             slab = refused;
             waited_since.get_or_insert_with(Instant::now);
-            if self.shutdown.is_triggered() || self.producer.is_abandoned() {
+            if self.is_ending() {
                 // Not confirmed, so WAL has it.
-                return Ok(());
+                return Ok(false);
             }
             std::thread::park_timeout(FULL_PARK);
             self.feedback(stream, run, false)?;
@@ -299,8 +323,7 @@ impl Source {
                 .full_wait_seconds
                 .observe(since.elapsed().as_secs_f64());
         }
-        self.handed_over = self.handed_over.max(boundary);
-        Ok(())
+        Ok(true)
     }
 
     fn feedback(
@@ -338,9 +361,14 @@ impl Source {
         Ok(())
     }
 
+    /// The shutdown came, or the publisher is gone.
+    fn is_ending(&self) -> bool {
+        self.shutdown.is_triggered() || self.producer.is_abandoned()
+    }
+
     fn pause(&self, delay: Duration) {
         let until = Instant::now() + delay;
-        while Instant::now() < until && !self.shutdown.is_triggered() {
+        while Instant::now() < until && !self.is_ending() {
             std::thread::park_timeout(TICK.min(delay));
         }
     }
@@ -357,15 +385,20 @@ fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
     })
 }
 
-/// Makes the slot unless it is there.
-fn ensure_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
+/// What the slot has been told so far; None when there is no slot.
+fn confirmed_flush_lsn(session: &mut Session, slot: &str) -> Result<Option<Lsn>, postgres::Error> {
     let sql = format!(
-        "SELECT FROM pg_replication_slots WHERE slot_name = {}",
+        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}",
         quote_literal(slot)
     );
-    if !session.simple_query(&sql)?.is_empty() {
-        return Ok(None);
-    }
+    let rows = session.simple_query(&sql)?;
+    let lsn = |row: &Vec<Option<String>>| row.first()?.as_ref()?.parse().ok();
+    // A slot of another kind has none; START_REPLICATION says what is wrong with it.
+    Ok(rows.first().map(|row| lsn(row).unwrap_or(Lsn::INVALID)))
+}
+
+/// Makes the slot. None: it is there already.
+fn make_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
     // PostgreSQL: a failover slot is copied to standbys from 17 on, if they ask for it.
     let is_failover = session.server_major_version() >= 17;
     match session.create_slot(slot, is_failover) {

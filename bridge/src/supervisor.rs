@@ -29,8 +29,9 @@ use crate::publish::oversize::Oversize;
 use crate::publish::publisher::{Chained, Target};
 use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
-use crate::schema_registry::SchemaRegistry;
+use crate::schema_registry::{SchemaRegistry, Scope};
 use crate::shared::{Condition, Shared};
+use crate::snapshot;
 use crate::source::{Origin, Source};
 use crate::{durability, exit, monitor, preflight, streams};
 
@@ -228,6 +229,22 @@ async fn ensure_streams(
     streams::ensure_init(jetstream, &config.init_stream).await
 }
 
+/// What watches from the side: the stream, the slot, the line of figures.
+fn start_monitors(config: &Config, admin: &Admin, jetstream: jetstream::Context) {
+    tokio::spawn(monitor::watch_stream(
+        jetstream,
+        config.cdc_stream.clone(),
+        admin.shared.clone(),
+    ));
+    tokio::spawn(monitor::watch_slot(
+        Catalog::new(config.postgres.clone()),
+        config.slot.clone(),
+        config.publications.clone(),
+        admin.clone(),
+    ));
+    tokio::spawn(monitor::print_lines(admin.clone()));
+}
+
 /// The road itself, from start to drain.
 async fn stream(
     config: &Config,
@@ -266,6 +283,10 @@ async fn stream(
         Ok(thread) => consumer.wakes(thread.thread().clone()),
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     }
+    let snapshots_ended = match start_snapshots(config, admin) {
+        Ok(ended) => ended,
+        Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
+    };
     let publisher = Publisher::new(
         Target {
             nats: config.nats.clone(),
@@ -282,39 +303,25 @@ async fn stream(
             name: format!("bridge {} publisher", config.slot),
         },
         consumer,
-        SchemaRegistry::new(Catalog::new(config.postgres.clone())),
+        start_registry(config, admin, jetstream.clone()),
         Oversize::new(config.oversize, jetstream.clone(), config.slot.clone()),
         admin.shared.clone(),
         admin.metrics.clone(),
     );
-    tokio::spawn(publisher.run());
+    let publishing = tokio::spawn(publisher.run());
     tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
-    let catalog = Catalog::new(config.postgres.clone());
-    tokio::spawn(monitor::watch_stream(
-        jetstream,
-        config.cdc_stream.clone(),
-        admin.shared.clone(),
-    ));
-    tokio::spawn(monitor::watch_slot(
-        catalog,
-        config.slot.clone(),
-        config.publications.clone(),
-        admin.clone(),
-    ));
-    tokio::spawn(monitor::print_lines(admin.clone()));
-    let fixed = Fixed {
-        slot: config.slot.clone(),
-        stream: config.cdc_stream.clone(),
-        publication: config.publications.join(","),
-        filter_hash: filter_hash(config),
-    };
+    start_monitors(config, admin, jetstream);
+    let fixed = fixed(config);
     tokio::spawn(checkpoint::keep(
         store.clone(),
         fixed.clone(),
         admin.shared.clone(),
     ));
 
-    tokio::select! {
+    let code = tokio::select! {
+        biased;
+        // The source ends when the publisher has; that is a drain only if this is none.
+        Err(panicked) = publishing => fail("the publisher failed", &panicked, exit::FAILURE),
         ended = source_ended => match ended {
             Ok(Ok(())) => {
                 checkpoint::write_last(&store, &fixed, &admin.shared).await;
@@ -332,7 +339,64 @@ async fn stream(
             );
             exit::NOT_DRAINED
         }
+    };
+    // Snapshots that were under way tell their requesters; that takes a moment at most.
+    if admin.shutdown.is_triggered() {
+        let _ = tokio::time::timeout(Duration::from_secs(3), snapshots_ended).await;
     }
+    code
+}
+
+/// What of the configuration goes into the checkpoint.
+fn fixed(config: &Config) -> Fixed {
+    Fixed {
+        slot: config.slot.clone(),
+        stream: config.cdc_stream.clone(),
+        publication: config.publications.join(","),
+        filter_hash: filter_hash(config),
+    }
+}
+
+/// The registry, its keeper running.
+fn start_registry(config: &Config, admin: &Admin, jetstream: jetstream::Context) -> SchemaRegistry {
+    let scope = Scope {
+        publications: config.publications.clone(),
+        tables: config.tables.clone(),
+        slot: config.slot.clone(),
+    };
+    let catalog = Catalog::new(config.postgres.clone());
+    let (registry, keeper) = SchemaRegistry::new(scope, catalog, jetstream, admin.shared.clone());
+    tokio::spawn(keeper.run());
+    registry
+}
+
+/// Snapshots have a thread, a runtime and connections of their own, so that the row changes, which
+/// share theirs with nobody, never wait for one. The receiver resolves when the thread has ended.
+fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::Receiver<()>> {
+    let settings = snapshot::Settings {
+        postgres: config.postgres.clone(),
+        nats: config.nats.clone(),
+        slot: config.slot.clone(),
+        publications: config.publications.clone(),
+        tables: config.tables.clone(),
+        init_stream: config.init_stream.clone(),
+        workers_max: config.snapshot_workers,
+        chunk_rows_max: config.snapshot_chunk_rows,
+        shared: admin.shared.clone(),
+        metrics: admin.metrics.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let serving = snapshot::listener::run(settings, admin.shutdown.clone());
+    let (ended, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("snapshots".to_owned())
+        .spawn(move || {
+            runtime.block_on(serving);
+            let _ = ended.send(());
+        })?;
+    Ok(receiver)
 }
 
 async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {

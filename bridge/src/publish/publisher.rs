@@ -62,6 +62,15 @@ pub enum Error {
         what: &'static str,
         gap: String,
     },
+    #[error(
+        "stream {stream} ends at {position}, ahead of the new slot at {from}: it holds changes of another PostgreSQL, or \
+         of a later state of this one; start over with another --stream, or a new one of this name"
+    )]
+    OtherHistory {
+        stream: String,
+        position: Position,
+        from: Lsn,
+    },
     #[error("a PubAck is not understood: {0}")]
     Answer(String),
 }
@@ -125,10 +134,14 @@ pub struct Publisher {
     has_proven_events: bool,
     /// The last event this process ever sent; `START` before the first.
     sent: Position,
-    /// Published before the next event.
+    /// Published before the next event, and kept until it is stored.
     gap: Option<Gap>,
     /// Subjects on which others were heard since the chain began; at most `FOREIGN_SUBJECTS_MAX`.
     foreign: Vec<String>,
+    /// The stream's sequence with which the gap was sent on this connection.
+    gap_sequence: Option<u64>,
+    /// The stream's last event when it was found rolled back, until the slot has told what it let go.
+    rolled_back_to: Option<Position>,
     /// The last event that was sent, or is known to be stored. Anything at or below it is a repeat.
     floor: Position,
     /// The replication whose events may follow the floor; see `Shared::replications`.
@@ -175,6 +188,8 @@ impl Publisher {
             has_proven_events: false,
             gap: None,
             foreign: Vec::new(),
+            gap_sequence: None,
+            rolled_back_to: None,
             floor: Position::START,
             replication: 0,
             message_bytes_max: 0,
@@ -243,6 +258,9 @@ impl Publisher {
         let proven = self.proven_before(&tail);
         self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
+        // It was for the stream as it is now.
+        self.shared.take_reset_acceptance();
+        self.gap_sequence = None;
         if self.sent > Position::START && floor > self.sent {
             self.yield_to_another(floor);
         }
@@ -263,6 +281,9 @@ impl Publisher {
         self.chain.restart(tail.last_sequence);
         self.ledger.restart();
         self.floor = floor;
+        self.shared
+            .handoff
+            .stored(tail.position.commit_lsn, tail.last_sequence);
         self.cursor = 0;
         for retained in &mut self.retained {
             retained.next = 0;
@@ -273,6 +294,8 @@ impl Publisher {
             position: self.floor,
             at: match mode {
                 Mode::MsgId => proven.at,
+                // The last event has been there since it was first seen, however often it is seen.
+                Mode::Chain | Mode::Fast | Mode::Batch if proven.position == floor => proven.at,
                 Mode::Chain | Mode::Fast | Mode::Batch => SystemTime::now(),
             },
         });
@@ -489,32 +512,59 @@ impl Publisher {
             kept_from = %released.lsn,
             "the stream has lost acked events (a power cut, or an older copy was restored); refilling it from the slot"
         );
-        if released.position > tail.position {
-            // Released WAL is gone: those events cannot be read again.
-            tracing::error!(
-                from = %tail.position, to = %released.position,
-                "some of them were already confirmed to PostgreSQL; consumers are told on the gap subject"
-            );
-            self.tell_gap(
-                tail.position.commit_lsn,
-                released.position.commit_lsn,
-                Reason::StreamReset,
-            );
+        if released.position > Position::START {
+            self.tell_gone(tail.position, released.position);
+        } else {
+            self.rolled_back_to = Some(tail.position);
         }
         self.ledger.rewind(released.lsn);
         self.sent = Position::START;
         self.start_over();
     }
 
-    /// A stream with events of an earlier slot has a gap where the new slot begins.
-    fn notice_new_slot(&mut self) {
-        let Some(from) = self.shared.take_slot_made() else {
+    /// Released WAL is gone: events that the stream lost and that lie before `released` cannot be read again.
+    fn tell_gone(&mut self, tail: Position, released: Position) {
+        if released <= tail {
             return;
+        }
+        tracing::error!(
+            from = %tail, to = %released,
+            "some of them were already confirmed to PostgreSQL; consumers are told on the gap subject"
+        );
+        self.tell_gap(tail.commit_lsn, released.commit_lsn, Reason::StreamReset);
+    }
+
+    /// Nothing was released in this run, but the slot may have been told more by an earlier one. Of that
+    /// only the LSN is known: a gap that none is costs a snapshot, one that nobody hears of the data.
+    fn notice_released_before(&mut self) {
+        let confirmed = self.shared.confirmed();
+        if confirmed.is_valid()
+            && let Some(tail) = self.rolled_back_to.take()
+        {
+            self.tell_gone(tail, Position::new(confirmed, 0));
+        }
+    }
+
+    /// A stream with events of an earlier slot has a gap where the new slot begins.
+    fn notice_new_slot(&mut self) -> Result<(), Error> {
+        let Some(from) = self.shared.slot_made_at() else {
+            return Ok(());
         };
+        // PostgreSQL: a new slot begins behind everything that was ever committed in its cluster. Taken for
+        // repeats, the changes of another one would be dropped silently.
+        if self.floor.commit_lsn > from {
+            return Err(Error::OtherHistory {
+                stream: self.target.stream.clone(),
+                position: self.floor,
+                from,
+            });
+        }
+        self.shared.take_slot_made();
         if self.floor > Position::START {
             tracing::error!(last = %self.floor, %from, "the slot was made anew: changes between are lost, consumers are told");
             self.tell_gap(self.floor.commit_lsn, from, Reason::SlotLost);
         }
+        Ok(())
     }
 
     fn reset(&self, what: &'static str) -> Error {
@@ -540,7 +590,9 @@ impl Publisher {
 
     /// A gap goes into the stream in its place, before the first event behind it.
     fn send_gap(&mut self, connection: &mut Connection) {
-        let Some(gap) = self.gap.take() else { return };
+        let Some(gap) = self.gap.as_ref().filter(|_| self.gap_sequence.is_none()) else {
+            return;
+        };
         if self.chain.is_group_start() {
             self.chain.open(self.ledger.sent(), Instant::now());
         }
@@ -554,6 +606,7 @@ impl Publisher {
         });
         out.extend_from_slice(&gap.to_msgpack());
         self.chain.sent(self.floor, open.finish(out), token);
+        self.gap_sequence = Some(self.chain.expected());
     }
 
     async fn publish(&mut self, connection: &mut Connection) -> Result<(), Error> {
@@ -562,7 +615,8 @@ impl Publisher {
                 return Err(self.reset(what));
             }
             self.notice_sharing(connection).await?;
-            self.notice_new_slot();
+            self.notice_new_slot()?;
+            self.notice_released_before();
             self.send_gap(connection);
             if self.framing.mode() == Mode::Chain && !self.is_starved() {
                 connection.listen(&self.target.subjects.stream_subjects());
@@ -585,6 +639,7 @@ impl Publisher {
                 }
                 () = until(self.hold.due()) => {}
                 () = self.shared.company_came() => {}
+                () = self.shared.publisher_woken() => {}
                 () = until(self.chain.ack_deadline()) => return Err(Error::AckTimeout(Limits::default().ack_timeout)),
             }
             while let Some(incoming) = connection.next_message()? {
@@ -814,11 +869,22 @@ impl Publisher {
             self.cursor -= 1;
             if let Some(event) = retained.slab.events().last() {
                 self.proven = retained.slab.position(event);
+                // Not in this mode: a repeat that the server dropped has no sequence of its own.
+                if self.framing.mode() != Mode::MsgId {
+                    self.shared
+                        .handoff
+                        .stored(self.proven.commit_lsn, retained.last_sequence);
+                }
             }
             self.ring.recycle(retained.slab);
             self.note_known(self.chain.stored_sequence());
         }
+        if self.gap_sequence.is_some_and(|sequence| sequence <= acked) {
+            self.gap = None;
+            self.gap_sequence = None;
+        }
         let confirmed = self.ledger.confirmed();
+        self.shared.handoff.stored_through(confirmed);
         let acked = confirmed.max(self.shared.confirmed());
         self.metrics.last_ack_lsn.set(acked.0 as i64);
         if std::mem::take(&mut self.has_proven_events) {
@@ -832,10 +898,16 @@ impl Publisher {
     /// For the checkpoint, and for the next look at the stream's tail.
     fn note_known(&mut self, sequence: u64) {
         if let Some(known) = self.shared.known() {
+            let has_news = self.proven > known.position;
             self.shared.set_known(Known {
                 sequence: known.sequence.max(sequence),
                 position: known.position.max(self.proven),
-                at: SystemTime::now(),
+                // Repeats and boundaries do not make the stream's last event younger.
+                at: if has_news {
+                    SystemTime::now()
+                } else {
+                    known.at
+                },
                 ..known
             });
         }

@@ -14,4 +14,5 @@ mod writer;
 mod cases;
 mod cli;
 mod crash;
+mod history;
 mod idle;

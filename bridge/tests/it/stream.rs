@@ -61,8 +61,9 @@ pub fn last_sequence(nats: &Nats) -> u64 {
     })
 }
 
-/// Everything the stream holds now.
+/// Every event the stream holds now.
 pub fn read(nats: &Nats) -> Vec<Stored> {
+    let pattern = SubjectPattern::default();
     runtime().block_on(async {
         let stream = jetstream(nats)
             .await
@@ -80,13 +81,17 @@ pub fn read(nats: &Nats) -> Vec<Stored> {
             .expect("a consumer can be made");
         let mut messages = consumer.messages().await.expect("it delivers");
         let mut stored: Vec<Stored> = Vec::new();
-        while stored.last().map_or(0, |stored| stored.sequence) < last_sequence {
+        let mut sequence = stream.cached_info().state.first_sequence.saturating_sub(1);
+        while sequence < last_sequence {
             let message = messages
                 .next()
                 .await
                 .expect("there are more")
                 .expect("it delivers");
-            let sequence = message.info().expect("it has a sequence").stream_sequence;
+            sequence = message.info().expect("it has a sequence").stream_sequence;
+            if message.subject.as_str() == pattern.gap() {
+                continue;
+            }
             stored.push(Stored {
                 sequence,
                 subject: message.subject.to_string(),
@@ -135,4 +140,16 @@ pub fn checked(stored: Vec<Stored>) -> Vec<Stored> {
     }
     assert_eq!(open, None, "the last transaction is whole");
     stored
+}
+
+/// How many messages the stream holds now.
+pub fn count(nats: &Nats) -> u64 {
+    runtime().block_on(async {
+        let stream = jetstream(nats).await.get_stream(STREAM).await;
+        stream
+            .expect("there is a stream")
+            .cached_info()
+            .state
+            .messages
+    })
 }

@@ -33,6 +33,10 @@ pub struct Start {
     pub rows_estimated: Option<u64>,
     /// Seconds since 1970-01-01 UTC.
     pub timestamp: i64,
+    /// True when the request chose columns or a range, so that this is not the whole table: nobody
+    /// but the requester can use it. Not written when false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// Some rows. At most 10,000 by default, and at most what fits a message.

@@ -334,6 +334,7 @@ fn snapshots() -> Vec<Sample> {
         schema_version: 1,
         rows_estimated: Some(4000),
         timestamp,
+        partial: false,
     };
     let chunk = Chunk {
         table: table(),

@@ -1,0 +1,163 @@
+//! The shapes as consumers see them: KV bucket `schemas`, and a word on `schema.changed.*`.
+//!
+//! In: shapes. Out: versions.
+//! Invariant: a table's versions only grow, also over a drop and over restarts; two bridges that find the
+//! same shape give it one version.
+
+use async_nats::jetstream::{self, kv, stream};
+use futures_util::TryStreamExt as _;
+use wire::names::{self, BUCKET_SCHEMAS};
+use wire::schema::{Schema, SchemaChanged};
+use wire::{Message as _, Position};
+
+/// How many versions of a table are kept.
+const HISTORY: i64 = 10;
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} KV bucket {BUCKET_SCHEMAS}")]
+pub struct Error {
+    what: &'static str,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+pub struct Store {
+    jetstream: jetstream::Context,
+    bucket: Option<kv::Store>,
+}
+
+/// What the bucket holds under a key.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// 0 when the key was never written.
+    revision: u64,
+    /// None when it was never written, or deleted.
+    pub schema: Option<Schema>,
+    /// The highest version the key has had.
+    pub version_max: u32,
+}
+
+impl Store {
+    pub fn new(jetstream: jetstream::Context) -> Self {
+        Self {
+            jetstream,
+            bucket: None,
+        }
+    }
+
+    pub async fn load(&mut self, key: &str) -> Result<Stored, Error> {
+        let bucket = self.bucket().await?;
+        let entry = bucket.entry(key).await.map_err(failed("read"))?;
+        let Some(entry) = entry else {
+            return Ok(Stored::default());
+        };
+        let schema = match entry.operation {
+            kv::Operation::Put => Schema::decode(&entry.value).ok(),
+            kv::Operation::Delete | kv::Operation::Purge => None,
+        };
+        let version_max = match &schema {
+            Some(schema) => schema.version,
+            None => self
+                .versions(key)
+                .await?
+                .iter()
+                .map(|schema| schema.version)
+                .max()
+                .unwrap_or(0),
+        };
+        Ok(Stored {
+            revision: entry.revision,
+            schema,
+            version_max,
+        })
+    }
+
+    /// The versions still kept, oldest first.
+    pub async fn versions(&mut self, key: &str) -> Result<Vec<Schema>, Error> {
+        let bucket = self.bucket().await?;
+        let history = bucket.history(key).await.map_err(failed("read"))?;
+        let entries: Vec<kv::Entry> = history.try_collect().await.map_err(failed("read"))?;
+        Ok(entries
+            .iter()
+            .filter(|entry| entry.operation == kv::Operation::Put)
+            .filter_map(|entry| Schema::decode(&entry.value).ok())
+            .collect())
+    }
+
+    /// Writes the next version behind what was loaded. An error when another bridge was faster: load
+    /// again.
+    pub async fn write(
+        &mut self,
+        key: &str,
+        stored: &Stored,
+        mut schema: Schema,
+        valid_from: Position,
+        now_s: i64,
+    ) -> Result<Schema, Error> {
+        schema.version = stored.version_max + 1;
+        schema.valid_from = valid_from;
+        schema.timestamp = now_s;
+        let payload = schema.to_msgpack().into();
+        let bucket = self.bucket().await?;
+        bucket
+            .update(key, payload, stored.revision)
+            .await
+            .map_err(failed("write to"))?;
+        Ok(schema)
+    }
+
+    pub async fn delete(&mut self, key: &str) -> Result<(), Error> {
+        let bucket = self.bucket().await?;
+        bucket.delete(key).await.map_err(failed("delete from"))
+    }
+
+    /// Plain publish: who was not there reads the bucket.
+    pub async fn announce(&self, changed: &SchemaChanged) {
+        let subject = names::schema_changed(&changed.schema, &changed.table);
+        let client = self.jetstream.client();
+        if let Err(error) = client.publish(subject, changed.to_msgpack().into()).await {
+            tracing::warn!(%error, "cannot say that a schema changed");
+        }
+    }
+
+    async fn bucket(&mut self) -> Result<kv::Store, Error> {
+        if let Some(bucket) = &self.bucket {
+            return Ok(bucket.clone());
+        }
+        if self.jetstream.get_key_value(BUCKET_SCHEMAS).await.is_err() {
+            self.make_bucket().await?;
+        }
+        let bucket = self.jetstream.get_key_value(BUCKET_SCHEMAS).await;
+        let bucket = bucket.map_err(failed("open"))?;
+        self.bucket = Some(bucket.clone());
+        Ok(bucket)
+    }
+
+    /// The stream behind a bucket (NATS ADR-8), because `create_key_value` first reads the account's
+    /// limits, in a form that servers before 2.10 do not send.
+    async fn make_bucket(&self) -> Result<(), Error> {
+        let config = stream::Config {
+            name: format!("KV_{BUCKET_SCHEMAS}"),
+            description: Some("shapes of the published tables".to_owned()),
+            subjects: vec![format!("$KV.{BUCKET_SCHEMAS}.>")],
+            max_messages_per_subject: HISTORY,
+            storage: stream::StorageType::File,
+            discard: stream::DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        let made = self.jetstream.create_stream(config).await;
+        made.map(drop).map_err(failed("make"))
+    }
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(
+    what: &'static str,
+) -> impl FnOnce(E) -> Error {
+    move |source| Error {
+        what,
+        source: Box::new(source),
+    }
+}
