@@ -7,26 +7,27 @@
 //! Any failure ends in the same three steps: read the tail, drop everything at or below it, go on
 //! behind it. There is no other recovery.
 
+mod gaps;
+mod resume;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
 use daemon::nats::NatsOptions;
-use wire::gap::{Gap, Reason};
-use wire::{Lsn, Message as _, Position, SubjectPattern};
+use wire::gap::Gap;
+use wire::{Lsn, Position, SubjectPattern};
 
-use super::chain::{ApiError, Chain, Limits, Order, PubAck, Refusal};
+use super::chain::{ApiError, Chain, Limits, PubAck, Refusal};
 use super::connection::{self, Connection};
 use super::frame;
 use super::framing::{Framing, Subject};
-use super::incarnation::{self, Known, Verdict};
-use super::mode::{self, Facts, Mode};
+use super::incarnation::Known;
+use super::mode::{self, Mode};
 use super::oversize::{self, Oversize};
 use super::protocol::Incoming;
-use super::tail::{self, Tail};
-use crate::checkpoint;
-use crate::claims;
+use super::tail;
 use crate::encode;
 use crate::event::{Event, Slab, Table};
 use crate::hold::Hold;
@@ -105,17 +106,6 @@ impl Target {
         self.filters != [self.subjects.stream_subjects()]
     }
 }
-
-const FOREIGN_SUBJECTS_MAX: usize = 64;
-
-/// See `Publisher::proven_before`.
-struct Proven {
-    position: Position,
-    at: SystemTime,
-}
-
-/// Messages may be this much older than the last time their proof was noted.
-const REPEAT_SLACK: Duration = Duration::from_secs(20);
 
 pub struct Publisher {
     target: Target,
@@ -250,367 +240,6 @@ impl Publisher {
                 ended => return ended,
             }
         }
-    }
-
-    /// Finds out what the stream holds, and starts over right behind it.
-    async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
-        let proven = self.proven_before(&tail);
-        self.judge_foreign(connection, &tail).await?;
-        let mut floor = self.judged(&tail)?;
-        // It was for the stream as it is now.
-        self.shared.take_reset_acceptance();
-        self.gap_sequence = None;
-        if self.sent > Position::START && floor > self.sent {
-            self.yield_to_another(floor);
-        }
-        let mode = self.choose_mode(connection, &tail);
-        if mode == Mode::MsgId && proven.position < floor {
-            warn_of_repeats(&tail, proven.at);
-            floor = proven.position;
-        }
-        if mode != Mode::Chain {
-            connection.stop_listening();
-        }
-        self.framing.restart(mode, connection.inbox(), &tail);
-        self.chain.set_order(match mode {
-            Mode::Chain | Mode::Fast => Order::Sequence,
-            Mode::Batch => Order::Group,
-            Mode::MsgId => Order::Each,
-        });
-        self.chain.restart(tail.last_sequence);
-        self.ledger.restart();
-        self.floor = floor;
-        self.shared
-            .handoff
-            .stored(tail.position.commit_lsn, tail.last_sequence);
-        self.cursor = 0;
-        for retained in &mut self.retained {
-            retained.next = 0;
-        }
-        self.shared.set_known(Known {
-            created: tail.created.clone(),
-            sequence: tail.last_sequence,
-            position: self.floor,
-            at: match mode {
-                Mode::MsgId => proven.at,
-                // The last event has been there since it was first seen, however often it is seen.
-                Mode::Chain | Mode::Fast | Mode::Batch if proven.position == floor => proven.at,
-                Mode::Chain | Mode::Fast | Mode::Batch => SystemTime::now(),
-            },
-        });
-        let max_payload = connection.info().max_payload;
-        self.message_bytes_max = tail.max_msg_size.unwrap_or(max_payload).min(max_payload);
-        tracing::info!(
-            position = %tail.position,
-            sequence = tail.last_sequence,
-            server = connection.info().server_name,
-            version = %connection.version(),
-            "going on from the stream's tail"
-        );
-        Ok(())
-    }
-
-    /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
-    fn choose_mode(&mut self, connection: &Connection, tail: &Tail) -> Mode {
-        self.target.is_shared |= self.shared.is_stream_shared()
-            || (self.target.has_own_tables() && tail.ends_with_foreign());
-        let choice = mode::choose(
-            self.target.publish_mode,
-            &Facts {
-                server: connection.version(),
-                settings: tail.settings,
-                is_shared: self.target.is_shared,
-            },
-        );
-        let mode = choice.mode;
-        if self.shared.publish_mode().as_ref() != Some(&choice) {
-            tracing::info!(
-                publish_mode = mode.name(),
-                reason = choice.reason,
-                "how messages are published"
-            );
-            self.shared.set_publish_mode(choice);
-        }
-        if self.target.is_shared {
-            self.shared.knows_sharing();
-        }
-        mode
-    }
-
-    /// Another bridge waits for this one to leave a mode that needs the stream alone, or somebody was
-    /// heard who did not wait.
-    async fn notice_sharing(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let has_company = self.shared.is_stream_shared() && !self.target.is_shared;
-        if !has_company && self.foreign.is_empty() {
-            return Ok(());
-        }
-        self.chain.pause();
-        if self.chain.is_idle() {
-            self.resume(connection).await?;
-        }
-        Ok(())
-    }
-
-    /// The last event that is known to be stored with all before it, not from the tail alone; and when
-    /// that was so.
-    fn proven_before(&self, tail: &Tail) -> Proven {
-        let known = self
-            .shared
-            .known()
-            .filter(|known| known.created == tail.created);
-        known.map_or(
-            Proven {
-                position: self.chain.proven(),
-                at: SystemTime::UNIX_EPOCH,
-            },
-            |known| Proven {
-                position: known.position.max(self.chain.proven()),
-                at: known.at,
-            },
-        )
-    }
-
-    /// Somebody else has published into the stream. A bridge on the same slot sends the same events, each
-    /// with the same sequence, so it harms nobody.
-    fn hear(&mut self, subject: String, payload: &[u8]) {
-        // In the other modes they do no harm; some are still heard when the chain has ended.
-        if self.framing.mode() != Mode::Chain {
-            return;
-        }
-        let is_own = |filter: &String| claims::overlaps(filter, &subject);
-        let is_twin =
-            self.target.filters.iter().any(is_own) && wire::event::Tail::decode(payload).is_ok();
-        if !is_twin && self.foreign.len() < FOREIGN_SUBJECTS_MAX && !self.foreign.contains(&subject)
-        {
-            self.foreign.push(subject);
-        }
-    }
-
-    /// A foreign message takes the sequence of one of ours, which is refused without an answer; those
-    /// behind it fit again. That cannot be mended, because order is lost: it is told.
-    async fn judge_foreign(
-        &mut self,
-        connection: &mut Connection,
-        tail: &Tail,
-    ) -> Result<(), Error> {
-        let own_last = tail.own.iter().map(|(_, sequence)| *sequence).max();
-        let through = own_last.unwrap_or(0).min(self.chain.expected());
-        let mut events = 0;
-        for subject in &self.foreign {
-            let stream = &self.target.stream;
-            let base = self.chain.base();
-            events += tail::sequences(connection, stream, subject, base, through)
-                .await?
-                .len();
-        }
-        let subjects = std::mem::take(&mut self.foreign);
-        if !subjects.is_empty() {
-            self.target.is_shared |= self.target.has_own_tables();
-        }
-        if events > 0 {
-            tracing::error!(
-                stream = self.target.stream,
-                ?subjects,
-                events,
-                "somebody else publishes into the stream, and messages took the places of events: these are lost, \
-                 consumers are told. Keep others off these subjects, or start the bridge with --table"
-            );
-            let from = self
-                .shared
-                .known()
-                .map_or(Position::START, |known| known.position);
-            self.tell_gap(
-                from.commit_lsn,
-                self.floor.commit_lsn,
-                Reason::ForeignWriter,
-            );
-        }
-        Ok(())
-    }
-
-    /// Compares the tail with what is known of the stream. Gives the position to go on behind.
-    fn judged(&mut self, tail: &Tail) -> Result<Position, Error> {
-        let known = self.shared.known();
-        let verdict = match self.shared.reset() {
-            Some(_) => Verdict::Purged,
-            None => incarnation::judge(known.as_ref(), tail, SystemTime::now()),
-        };
-        let known_position = known
-            .as_ref()
-            .map_or(Position::START, |known| known.position);
-        match verdict {
-            Verdict::First => {
-                if tail.last_sequence > 0 && tail.position == Position::START {
-                    tracing::warn!(
-                        stream = self.target.stream,
-                        "the stream's last event has aged out and there is no checkpoint: what the slot sends again is \
-                         published again"
-                    );
-                }
-                Ok(tail.position)
-            }
-            Verdict::Same => Ok(tail.position),
-            Verdict::AgedOut => Ok(known_position),
-            Verdict::RolledBack => {
-                self.rewind(tail, known_position);
-                Ok(tail.position)
-            }
-            Verdict::Recreated | Verdict::Purged => {
-                let what = if verdict == Verdict::Purged {
-                    "purged"
-                } else {
-                    "deleted and made anew"
-                };
-                // With a slot that was made now there is no history that could be broken.
-                if verdict == Verdict::Recreated && self.shared.is_slot_new() {
-                    return Ok(tail.position);
-                }
-                if !self.shared.take_reset_acceptance() {
-                    return Err(self.reset(what));
-                }
-                self.shared.set_reset(None);
-                tracing::warn!(
-                    stream = self.target.stream,
-                    what,
-                    "going on with the stream as it is"
-                );
-                self.tell_gap(
-                    tail.position.commit_lsn,
-                    known_position.commit_lsn,
-                    Reason::StreamReset,
-                );
-                // Positions of another stream say nothing about this one.
-                Ok(if verdict == Verdict::Purged {
-                    known_position
-                } else {
-                    tail.position
-                })
-            }
-        }
-    }
-
-    /// The tail is ahead of everything sent from here: another bridge has the slot. What waits here is
-    /// void; the source asks for the slot again, and stands by when it is taken.
-    fn yield_to_another(&mut self, tail: Position) {
-        tracing::warn!(sent = %self.sent, %tail, "another bridge has published; starting over from the slot");
-        self.sent = Position::START;
-        self.start_over();
-    }
-
-    /// Voids everything that was read, and has it read again from the slot.
-    fn start_over(&mut self) {
-        self.shared.rewind();
-        for void in self.retained.drain(..) {
-            self.ring.recycle(void.slab);
-        }
-    }
-
-    /// The stream went back to an earlier state: reads from the slot again what it lost.
-    fn rewind(&mut self, tail: &Tail, known: Position) {
-        let released = self.hold.forget();
-        tracing::error!(
-            stream = self.target.stream,
-            tail = %tail.position,
-            acked = %known,
-            kept_from = %released.lsn,
-            "the stream has lost acked events (a power cut, or an older copy was restored); refilling it from the slot"
-        );
-        if released.position > Position::START {
-            self.tell_gone(tail.position, released.position);
-        } else {
-            self.rolled_back_to = Some(tail.position);
-        }
-        self.ledger.rewind(released.lsn);
-        self.sent = Position::START;
-        self.start_over();
-    }
-
-    /// Released WAL is gone: events that the stream lost and that lie before `released` cannot be read again.
-    fn tell_gone(&mut self, tail: Position, released: Position) {
-        if released <= tail {
-            return;
-        }
-        tracing::error!(
-            from = %tail, to = %released,
-            "some of them were already confirmed to PostgreSQL; consumers are told on the gap subject"
-        );
-        self.tell_gap(tail.commit_lsn, released.commit_lsn, Reason::StreamReset);
-    }
-
-    /// Nothing was released in this run, but the slot may have been told more by an earlier one. Of that
-    /// only the LSN is known: a gap that none is costs a snapshot, one that nobody hears of the data.
-    fn notice_released_before(&mut self) {
-        let confirmed = self.shared.confirmed();
-        if confirmed.is_valid()
-            && let Some(tail) = self.rolled_back_to.take()
-        {
-            self.tell_gone(tail, Position::new(confirmed, 0));
-        }
-    }
-
-    /// A stream with events of an earlier slot has a gap where the new slot begins.
-    fn notice_new_slot(&mut self) -> Result<(), Error> {
-        let Some(from) = self.shared.slot_made_at() else {
-            return Ok(());
-        };
-        // PostgreSQL: a new slot begins behind everything that was ever committed in its cluster. Taken for
-        // repeats, the changes of another one would be dropped silently.
-        if self.floor.commit_lsn > from {
-            return Err(Error::OtherHistory {
-                stream: self.target.stream.clone(),
-                position: self.floor,
-                from,
-            });
-        }
-        self.shared.take_slot_made();
-        if self.floor > Position::START {
-            tracing::error!(last = %self.floor, %from, "the slot was made anew: changes between are lost, consumers are told");
-            self.tell_gap(self.floor.commit_lsn, from, Reason::SlotLost);
-        }
-        Ok(())
-    }
-
-    fn reset(&self, what: &'static str) -> Error {
-        Error::Reset {
-            stream: self.target.stream.clone(),
-            what,
-            gap: self.target.gap_subject.clone(),
-        }
-    }
-
-    fn tell_gap(&mut self, from: Lsn, to: Lsn, reason: Reason) {
-        let epoch = self.shared.epoch() + 1;
-        self.shared.set_epoch(epoch);
-        self.gap = Some(Gap {
-            slot: self.target.slot.clone(),
-            epoch,
-            from,
-            to,
-            reason,
-            timestamp: checkpoint::seconds(SystemTime::now()),
-        });
-    }
-
-    /// A gap goes into the stream in its place, before the first event behind it.
-    fn send_gap(&mut self, connection: &mut Connection) {
-        let Some(gap) = self.gap.as_ref().filter(|_| self.gap_sequence.is_none()) else {
-            return;
-        };
-        if self.chain.is_group_start() {
-            self.chain.open(self.ledger.sent(), Instant::now());
-        }
-        let token = self.chain.ack_token(0, true);
-        let mut reply = Vec::new();
-        let reply = self.framing.reply(&mut reply, self.chain.place(), true);
-        let expected = self.chain.expected();
-        let out = connection.out();
-        let open = frame::begin(out, &self.target.gap_subject, reply, |out| {
-            self.framing.lone_headers(out, expected);
-        });
-        out.extend_from_slice(&gap.to_msgpack());
-        self.chain.sent(self.floor, open.finish(out), token);
-        self.gap_sequence = Some(self.chain.expected());
     }
 
     async fn publish(&mut self, connection: &mut Connection) -> Result<(), Error> {
@@ -942,21 +571,6 @@ enum Progress {
 
 /// "Wrong last sequence" in a row on one connection before it counts as a failure that backs off.
 const CONFLICTS_MAX: u32 = 8;
-
-/// What is behind the last proven event is sent again, though the stream holds some of it.
-fn warn_of_repeats(tail: &Tail, proven_at: SystemTime) {
-    let window = tail.settings.duplicate_window;
-    let age = SystemTime::now()
-        .duration_since(proven_at)
-        .unwrap_or_default();
-    if age + REPEAT_SLACK >= window {
-        tracing::warn!(
-            tail = %tail.position, ?window,
-            "at least once: publish mode msg-id sends again what is not proven to be stored, and the stream's \
-             duplicate window may have forgotten it"
-        );
-    }
-}
 
 fn first_position(slab: &Slab, table: &Arc<Table>) -> Position {
     let first = slab

@@ -375,14 +375,19 @@ fn asked_to_stop_with_nothing_under_way_it_ends_in_order_whatever_is_missing() {
 
 #[test]
 fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    // 500 events per round trip of 50 ms: seconds for all of them, on any machine.
+    let relay = Relay::to(rig.nats().addr()).unwrap();
+    relay.delay(Duration::from_millis(50));
+    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
     rig.create_numbers();
     rig.bridge(&[]).drain();
     rig.write_numbers(30_000);
 
-    let bridge = rig.launch(&[]);
+    let bridge = rig.launch(&["--ring-events", "500"]);
     wait_until_stored(&rig, 1_000);
     bridge.drain();
+    relay.delay(Duration::ZERO);
     let stored = stream::last_sequence(rig.nats());
     let bridge = rig.bridge(&[]);
     let events = rig.events();
