@@ -13,6 +13,7 @@ use wire::Lsn;
 
 use layout::ColumnLayout;
 pub use layout::Layout;
+use value::Charset;
 
 use crate::event::{Change, Event, Old, Slab, Span};
 use crate::pgoutput::{Cell, TupleData};
@@ -161,13 +162,14 @@ impl<'a> Parts<'a> {
             None => self.row.encode(layout, out),
             Some(source) => {
                 let Tuple::All(row) = self.row else { return };
+                let charset = Charset::Unknown;
                 for ((cell, old), column) in row.cells().zip(source.cells()).zip(layout.columns()) {
                     let cell = if cell == Cell::UnchangedToast {
                         old
                     } else {
                         cell
                     };
-                    encode_column(column, cell, out);
+                    encode_column(column, cell, charset, out);
                 }
             }
         }
@@ -223,16 +225,18 @@ impl Tuple<'_> {
         match self {
             Self::None => {}
             Self::Key(tuple) => {
+                let charset = Charset::of(tuple);
                 for (cell, column) in tuple.cells().zip(layout.columns()) {
                     if column.is_key {
-                        encode_column(column, cell, out);
+                        encode_column(column, cell, charset, out);
                     }
                 }
             }
             Self::All(tuple) => {
+                let charset = Charset::of(tuple);
                 for (cell, column) in tuple.cells().zip(layout.columns()) {
                     if cell != Cell::UnchangedToast {
-                        encode_column(column, cell, out);
+                        encode_column(column, cell, charset, out);
                     }
                 }
             }
@@ -240,13 +244,27 @@ impl Tuple<'_> {
     }
 }
 
+impl Charset {
+    /// One look at the row instead of one at each cell: 2,176 -> 1,840 instructions (`encode/row6`),
+    /// 12,469 -> 9,759 (`encode/row50`). A length with its eighth bit set makes a row of ASCII
+    /// `Unknown`, which only costs the looks at its cells.
+    #[inline]
+    fn of(tuple: &TupleData<'_>) -> Self {
+        if tuple.bytes().is_ascii() {
+            Self::Ascii
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
 #[inline]
-fn encode_column(column: &ColumnLayout, cell: Cell<'_>, out: &mut Vec<u8>) {
+fn encode_column(column: &ColumnLayout, cell: Cell<'_>, charset: Charset, out: &mut Vec<u8>) {
     out.extend_from_slice(column.before_value());
     match cell {
         // An old row never holds unchanged TOAST: PostgreSQL fetches what it logs there.
         Cell::Null | Cell::UnchangedToast => msgpack::nil(out),
-        Cell::Text(text) => value::encode(column.kind, text, out),
+        Cell::Text(text) => value::encode(column.kind, text, charset, out),
         Cell::Binary(bytes) => msgpack::bin(out, bytes),
     }
 }

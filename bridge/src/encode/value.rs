@@ -31,31 +31,39 @@ impl Kind {
     }
 }
 
+/// What is known of a row's bytes before its cells are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charset {
+    /// All of them are ASCII, so each cell is UTF-8.
+    Ascii,
+    Unknown,
+}
+
 #[inline]
-pub fn encode(kind: Kind, text: &[u8], out: &mut Vec<u8>) {
+pub fn encode(kind: Kind, text: &[u8], charset: Charset, out: &mut Vec<u8>) {
     match kind {
-        Kind::Text => self::text(text, out),
+        Kind::Text => self::text(text, charset, out),
         Kind::Int => match int(text) {
             Some(value) => msgpack::int(out, value),
-            None => self::text(text, out),
+            None => self::text(text, charset, out),
         },
         Kind::Bool => match text {
             b"t" => msgpack::boolean(out, true),
             b"f" => msgpack::boolean(out, false),
-            _ => self::text(text, out),
+            _ => self::text(text, charset, out),
         },
         Kind::Float => match float(text) {
             Some(value) => msgpack::float(out, value),
-            None => self::text(text, out),
+            None => self::text(text, charset, out),
         },
-        Kind::Bytes => bytes(text, out),
+        Kind::Bytes => bytes(text, charset, out),
     }
 }
 
 /// Text that is not UTF-8 (from a SQL_ASCII database) goes out as bin, so that nothing is lost.
 #[inline]
-fn text(text: &[u8], out: &mut Vec<u8>) {
-    if std::str::from_utf8(text).is_ok() {
+fn text(text: &[u8], charset: Charset, out: &mut Vec<u8>) {
+    if charset == Charset::Ascii || std::str::from_utf8(text).is_ok() {
         msgpack::str(out, text);
     } else {
         msgpack::bin(out, text);
@@ -91,19 +99,19 @@ fn float(text: &[u8]) -> Option<f64> {
     Some(if value.is_nan() { f64::NAN } else { value })
 }
 
-fn bytes(text: &[u8], out: &mut Vec<u8>) {
+fn bytes(text: &[u8], charset: Charset, out: &mut Vec<u8>) {
     let Some(hex) = text
         .strip_prefix(b"\\x")
         .filter(|hex| hex.len().is_multiple_of(2))
     else {
-        return self::text(text, out);
+        return self::text(text, charset, out);
     };
     let start = out.len();
     msgpack::bin_len(out, hex.len() / 2);
     for pair in hex.as_chunks::<2>().0 {
         let (Some(high), Some(low)) = (nibble(pair[0]), nibble(pair[1])) else {
             out.truncate(start);
-            return self::text(text, out);
+            return self::text(text, charset, out);
         };
         out.push(high << 4 | low);
     }

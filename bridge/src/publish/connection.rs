@@ -7,6 +7,7 @@
 //! call: frames by hand cost 0.1-0.3 us per message. No reconnect here; the publisher does that.
 
 use std::future::poll_fn;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -219,8 +220,8 @@ impl Connection {
                 self.out.shrink_to(OUT_BYTES_KEPT);
                 self.out_start = 0;
             }
-            let mut chunk = [0; INPUT_BYTES];
-            let mut buffer = ReadBuf::new(&mut chunk);
+            let mut chunk = [MaybeUninit::uninit(); INPUT_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut chunk);
             match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
                     Poll::Ready(Err(Error::Closed))

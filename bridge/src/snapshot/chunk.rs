@@ -10,7 +10,7 @@ use wire::snapshot_request::Values;
 
 use super::copy_text;
 use crate::encode::msgpack;
-use crate::encode::value::{self, Kind};
+use crate::encode::value::{self, Charset, Kind};
 
 /// How large a chunk may be.
 #[derive(Debug, Clone, Copy)]
@@ -179,7 +179,7 @@ impl Encoder {
                 buffer.extend_from_slice(&column.name);
                 match copy_text::unescape(field, scratch) {
                     None => msgpack::nil(buffer),
-                    Some(text) => value::encode(column.kind, text, buffer),
+                    Some(text) => value::encode(column.kind, text, Charset::Unknown, buffer),
                 }
             }
             found += 1;

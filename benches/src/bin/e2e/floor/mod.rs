@@ -1,0 +1,5 @@
+//! What the machine can do at most: each half of the road alone, and both without the work between.
+
+pub mod pipeline;
+pub mod publish;
+pub mod read;
