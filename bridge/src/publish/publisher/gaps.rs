@@ -13,12 +13,17 @@ use crate::checkpoint;
 use crate::claims;
 use crate::publish::connection::Connection;
 use crate::publish::frame;
+use crate::publish::mode::Mode;
 use crate::publish::tail::{self, Tail};
 
 impl Publisher {
     /// Somebody else has published into the stream. A bridge on the same slot sends the same events, each
     /// with the same sequence, so it harms nobody.
     pub(super) fn hear(&mut self, subject: String, payload: &[u8]) {
+        // In the other modes they do no harm; some are still heard when the chain has ended.
+        if self.framing.mode() != Mode::Chain {
+            return;
+        }
         let is_own = |filter: &String| claims::overlaps(filter, &subject);
         let is_twin =
             self.target.filters.iter().any(is_own) && wire::event::Tail::decode(payload).is_ok();
