@@ -14,7 +14,7 @@ use wire::snapshot::{Chunk, Meta, Snapshot, Start};
 use wire::snapshot_request::{Compression, Reply, Values};
 use wire::{Column, Event, Lsn, Message, Operation, Position, Row, SubjectPattern, Value};
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
 pub struct World {
     pub stack: Stack,
