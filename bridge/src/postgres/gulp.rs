@@ -25,8 +25,8 @@ pub const QUICK_READS: u32 = 8;
 
 /// Long enough for the server to put some hundred rows into the socket, short against what
 /// anything behind us takes. At most about 100 kB gather, which the kernel's buffer holds.
-/// 400 us -> 1 ms, whole road, medians of 2-3 on a busy machine: bridge 0.61 -> 0.53 us CPU/event,
-/// walsender 2.16 -> 1.85, nats-server 2.9 3.30 -> 3.10 (bench `drain1000`). 2 ms gained no more.
+/// 400 us -> 1 ms, whole road, 1-2 loaded runs each, nats 2.9 and 2.14 mixed: bridge 0.61 -> 0.53 us
+/// CPU/event (bench `drain1000`). To be measured again on a quiet machine, as is whether 2 ms gains more.
 pub const NAP: Duration = Duration::from_millis(1);
 
 /// The run of quick reads so far.
