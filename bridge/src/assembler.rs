@@ -11,7 +11,7 @@ use wire::{Lsn, SubjectPattern};
 
 use crate::config::TableFilter;
 use crate::event::{Row, Slab, Table, Transaction};
-use crate::pgoutput::{Message, Relation, Relations, unix_us};
+use crate::pgoutput::{Message, Relation, Relations};
 
 /// What the server sent makes no sense in its place. Reconnecting reads it again from the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,7 +118,7 @@ impl Assembler {
                         commit_lsn: begin.final_lsn,
                         end_lsn: Lsn::INVALID,
                         xid: self.xid_reference,
-                        commit_time_us: unix_us(begin.commit_time_us),
+                        commit_time_us: wire::event::unix_us(begin.commit_time_us),
                     },
                     seq: 0,
                 });

@@ -43,7 +43,7 @@ pub enum Message<'a> {
 pub struct Begin {
     /// The LSN of the commit record: equal to `Commit::commit_lsn`.
     pub final_lsn: Lsn,
-    /// Microseconds since 2000-01-01 UTC; see `unix_us`.
+    /// Microseconds since 2000-01-01 UTC; see `wire::event::unix_us`.
     pub commit_time_us: i64,
     pub xid: u32,
 }
@@ -56,7 +56,7 @@ pub struct Commit {
     pub commit_lsn: Lsn,
     /// The first byte behind the commit record: what to confirm.
     pub end_lsn: Lsn,
-    /// Microseconds since 2000-01-01 UTC; see `unix_us`.
+    /// Microseconds since 2000-01-01 UTC; see `wire::event::unix_us`.
     pub commit_time_us: i64,
 }
 
@@ -229,12 +229,3 @@ impl Iterator for RelationIds<'_> {
 }
 
 impl ExactSizeIterator for RelationIds<'_> {}
-
-/// PostgreSQL's microseconds since 2000-01-01 UTC as microseconds since 1970-01-01 UTC.
-#[inline]
-pub fn unix_us(postgres_us: i64) -> i64 {
-    postgres_us.saturating_add(POSTGRES_EPOCH_UNIX_US)
-}
-
-/// 2000-01-01 00:00:00 UTC.
-pub(crate) const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;

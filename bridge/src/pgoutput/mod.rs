@@ -9,9 +9,8 @@ mod message;
 mod relations;
 
 pub use decode::decode;
-pub(crate) use message::POSTGRES_EPOCH_UNIX_US;
 pub use message::{
     Begin, Cell, Cells, Commit, LogicalMessage, Message, OldTuple, RelationIds, Truncate,
-    TupleData, TypeName, unix_us,
+    TupleData, TypeName,
 };
 pub use relations::{Change, Column, Relation, Relations, ReplicaIdentity};

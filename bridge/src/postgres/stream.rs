@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use wire::Lsn;
+use wire::event::POSTGRES_EPOCH_UNIX_US;
 
 use super::connection::unexpected;
 use super::error::{Error, ServerError};
 use super::read_buffer::ReadBuffer;
 use super::transport::Transport;
-use crate::pgoutput::POSTGRES_EPOCH_UNIX_US;
 
 /// What `read` came back with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,9 +111,11 @@ impl Tail {
 
 /// A timestamp of the replication protocol (microseconds since 2000-01-01 UTC) as `commit_time`.
 pub fn unix_us(postgres_us: i64) -> i64 {
-    const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
     postgres_us.saturating_add(POSTGRES_EPOCH_UNIX_US)
 }
+
+/// 2000-01-01 00:00:00 UTC in microseconds since 1970-01-01 UTC.
+pub const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 
 pub(crate) fn public() -> String {
     PUBLIC.to_owned()
