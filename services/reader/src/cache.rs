@@ -30,6 +30,7 @@ struct Shared {
     lookup: Script,
     invalidate: Script,
     ttl: Duration,
+    response_timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -96,8 +97,6 @@ pub enum Error {
     Failed(#[source] RedisError),
 }
 
-/// A cache that does not answer within this is slower than no cache.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Larger answers are not worth their place.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -124,8 +123,14 @@ const INVALIDATE: &str = "
     return 1";
 
 impl Cache {
-    /// A cache that is not connected yet; None is no cache at all.
-    pub fn new(client: Option<Client>, ttl: Duration, metrics: Arc<Metrics>) -> Self {
+    /// A cache that is not connected yet; without a client it is no cache at all. A Redis that takes
+    /// longer than `response_timeout` is treated as away.
+    pub fn new(
+        client: Option<Client>,
+        ttl: Duration,
+        response_timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self(client.map(|client| {
             Arc::new(Shared {
                 client,
@@ -134,6 +139,7 @@ impl Cache {
                 lookup: Script::new(LOOKUP),
                 invalidate: Script::new(INVALIDATE),
                 ttl,
+                response_timeout,
                 metrics,
             })
         }))
@@ -291,7 +297,7 @@ impl Shared {
     async fn connect(&self) -> Result<Link, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+            .set_response_timeout(Some(self.response_timeout));
         let mut connection = self
             .client
             .get_multiplexed_async_connection_with_config(&config)

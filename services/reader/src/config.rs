@@ -65,6 +65,9 @@ pub struct Config {
     /// A cached answer is thrown away after this, changed or not.
     #[arg(long, default_value = "5m", value_parser = units::duration)]
     pub cache_ttl: Duration,
+    /// A Redis that takes longer to answer is slower than none, and is done without.
+    #[arg(long, default_value = "250ms", value_parser = units::duration)]
+    pub redis_timeout: Duration,
     /// Durable consumer of the change stream, shared by the readers of one Redis.
     #[arg(long, default_value = "reader-cache")]
     pub consumer: String,

@@ -89,7 +89,12 @@ impl Server {
             config.pg_timeout,
             metrics.clone(),
         ));
-        let cache = Cache::new(redis, config.cache_ttl, metrics.clone());
+        let cache = Cache::new(
+            redis,
+            config.cache_ttl,
+            config.redis_timeout,
+            metrics.clone(),
+        );
         let invalidator = Invalidator {
             cache: cache.clone(),
             database: database.clone(),

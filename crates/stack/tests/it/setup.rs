@@ -33,7 +33,9 @@ fn init_prepares_a_database_and_may_be_repeated_with_another_password() {
             "{said}"
         );
         assert!(
-            said.contains("publication cdc_pub: public.orders, public.users\n"),
+            said.contains(
+                "publication cdc_pub: public.orders, public.users, public.write_operations\n"
+            ),
             "{said}"
         );
         assert!(said.ends_with("ready\n"), "{said}");

@@ -79,6 +79,8 @@ impl World {
             .env("REDIS_URL", self.stack.redis().url())
             .env("PORT", "0")
             .env("LOG_LEVEL", "info")
+            // Answers are missing from the cache for a reason, not because the machine is busy.
+            .args(["--redis-timeout", "20s"])
             .args(flags)
     }
 
