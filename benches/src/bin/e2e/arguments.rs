@@ -43,6 +43,10 @@ pub struct Arguments {
     /// More arguments for the bridge, separated by spaces
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     pub bridge_args: Option<String>,
+    /// Another build of the bridge to drain the same backlogs in turn with the first; an empty PATH is
+    /// the first itself. May be given several times
+    #[arg(long, value_name = "NAME=PATH ARGUMENTS", value_parser = Variant::parse)]
+    pub variant: Vec<Variant>,
     /// Another program to drain the same backlog, run by `sh -c`. {pg_host} {pg_port} {pg_user}
     /// {pg_password} {pg_database} {pg_url} {nats_url} {slot} {publication} {port} are filled in
     #[arg(long, value_name = "COMMAND", requires = "peer_metric")]
@@ -62,6 +66,26 @@ pub struct Arguments {
     /// Write the rates as a picture
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
+}
+
+/// A build of the bridge, or other arguments for it, under a name.
+#[derive(Debug, Clone, Default)]
+pub struct Variant {
+    pub name: String,
+    pub path: Option<PathBuf>,
+    pub arguments: Vec<String>,
+}
+
+impl Variant {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let (name, command) = text.split_once('=').ok_or("write NAME=PATH ARGUMENTS")?;
+        let (path, arguments) = command.split_once(' ').unwrap_or((command, ""));
+        Ok(Self {
+            name: name.to_owned(),
+            path: (!path.is_empty()).then(|| PathBuf::from(path)),
+            arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use stack::Process;
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Variant};
 use crate::world::World;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -31,11 +31,20 @@ pub struct Place<'a> {
 
 impl Bridge {
     pub fn start(world: &World, arguments: &Arguments, place: &Place<'_>) -> anyhow::Result<Self> {
+        Self::start_variant(world, arguments, place, &Variant::default())
+    }
+
+    pub fn start_variant(
+        world: &World,
+        arguments: &Arguments,
+        place: &Place<'_>,
+        variant: &Variant,
+    ) -> anyhow::Result<Self> {
         let port = world.stack.claim_port();
         let extra = arguments.bridge_args.as_deref().unwrap_or_default();
         let program = world
             .stack
-            .program(&world.bridge)
+            .program(variant.path.as_ref().unwrap_or(&world.bridge))
             .named(&format!("bridge-{}", place.slot))
             .args(["--slot", place.slot, "--publication", place.publication])
             .args(["--stream", &format!("{},INIT", place.stream)])
@@ -46,6 +55,7 @@ impl Bridge {
                 &port.to_string(),
             ])
             .args(extra.split_whitespace())
+            .args(&variant.arguments)
             .env(
                 "DATABASE_URL",
                 world

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use async_nats::jetstream::stream::State;
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Variant};
 use crate::bridge::{Bridge, Place};
 use crate::floor::pipeline;
 use crate::floor::publish::Mode;
@@ -79,54 +79,36 @@ pub fn drain(
             }
         }
 
-        let outcome = bridge(world, arguments, load)?;
-        let drained = rate(outcome.elapsed);
-        report.add(scenario, BRIDGE, RATE, drained);
-        report.add(
-            scenario,
-            BRIDGE,
-            AGAINST_RECVLOGICAL,
-            drained / rate(recvlogical.elapsed),
-        );
-        let same_mode = pipelines
-            .iter()
-            .find(|(mode, _)| mode.is_called(&outcome.publish_mode));
-        if let Some((_, elapsed)) = same_mode {
-            report.add(
-                scenario,
-                BRIDGE,
-                AGAINST_PIPELINE,
-                drained / rate(*elapsed) * 100.0,
-            );
-        }
-        report.add(scenario, BRIDGE, OWN_CPU, per_event(outcome.own_cpu));
-        report.add(
-            scenario,
-            BRIDGE,
-            WALSENDER_CPU,
-            per_event(outcome.walsender_cpu),
-        );
-        report.add(scenario, BRIDGE, NATS_CPU, per_event(outcome.nats_cpu));
-        report.add(scenario, BRIDGE, PEAK_RSS, megabytes(outcome.peak_rss));
-        report.add(
-            scenario,
-            BRIDGE,
-            SENT_BYTES,
-            outcome.sent_bytes as f64 / events,
-        );
-        report.add(
-            scenario,
-            BRIDGE,
-            STORED_BYTES,
-            outcome.stored.bytes as f64 / events,
-        );
-        for (thread, cpu) in &outcome.threads {
-            report.add(
-                &format!("{scenario}: threads"),
-                thread,
-                OWN_CPU,
-                per_event(*cpu),
-            );
+        let first = Variant::default();
+        for variant in [&first].into_iter().chain(&arguments.variant) {
+            let outcome = bridge(world, arguments, load, variant)?;
+            let who = match &*variant.name {
+                "" => BRIDGE.to_owned(),
+                name => format!("{BRIDGE}: {name}"),
+            };
+            let drained = rate(outcome.elapsed);
+            let against = drained / rate(recvlogical.elapsed);
+            let mut add = |metric, value| report.add(scenario, &who, metric, value);
+            add(RATE, drained);
+            add(AGAINST_RECVLOGICAL, against);
+            let same_mode = pipelines
+                .iter()
+                .find(|(mode, _)| mode.is_called(&outcome.publish_mode));
+            if let Some((_, elapsed)) = same_mode {
+                add(AGAINST_PIPELINE, drained / rate(*elapsed) * 100.0);
+            }
+            add(OWN_CPU, per_event(outcome.own_cpu));
+            add(WALSENDER_CPU, per_event(outcome.walsender_cpu));
+            add(NATS_CPU, per_event(outcome.nats_cpu));
+            add(PEAK_RSS, megabytes(outcome.peak_rss));
+            add(SENT_BYTES, outcome.sent_bytes as f64 / events);
+            add(STORED_BYTES, outcome.stored.bytes as f64 / events);
+            if variant.name.is_empty() {
+                for (thread, cpu) in &outcome.threads {
+                    let scenario = format!("{scenario}: threads");
+                    report.add(&scenario, thread, OWN_CPU, per_event(*cpu));
+                }
+            }
         }
         peer::drain(world, arguments, report, scenario, load)?;
     }
@@ -148,21 +130,23 @@ pub struct Outcome {
 }
 
 /// One drain by the bridge.
-pub fn bridge(world: &World, arguments: &Arguments, load: &Load<'_>) -> anyhow::Result<Outcome> {
+pub fn bridge(
+    world: &World,
+    arguments: &Arguments,
+    load: &Load<'_>,
+    variant: &Variant,
+) -> anyhow::Result<Outcome> {
     let slot = world.copy_slot(&load.name)?;
     world.delete_streams(&[STREAM]);
     let mut nats = Meter::start(world.nats_pid()?);
     let sent_before = world.nats_in_bytes()?;
-    let bridge = Bridge::start(
-        world,
-        arguments,
-        &Place {
-            slot: &slot.name,
-            publication: &load.name,
-            stream: STREAM,
-            prefix: "cdc",
-        },
-    )?;
+    let place = Place {
+        slot: &slot.name,
+        publication: &load.name,
+        stream: STREAM,
+        prefix: "cdc",
+    };
+    let bridge = Bridge::start_variant(world, arguments, &place, variant)?;
     let mut own = Meter::start(bridge.pid());
     let mut walsender: Option<Meter> = None;
     loop {

@@ -22,7 +22,7 @@ use crate::world::{DEADLINE, World};
 /// How a message is proven to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Not at all. The reference: not safe.
+    /// A PubAck for every 500th and no check of the order between them. The reference: not safe.
     Core,
     /// A PubAck for each message.
     PubAck,
@@ -37,15 +37,9 @@ pub enum Mode {
 impl Mode {
     /// Those the server has.
     pub fn all(world: &World) -> Vec<Self> {
-        let acked = [Self::PubAck, Self::MsgId, Self::Chain];
-        // Newer servers may drop what nobody waits for when the stream's queue is full: `Core` then
-        // never arrives whole, and the bench hung (seen on 2.14).
-        let other = if world.has_fast_batches() {
-            Self::Fast
-        } else {
-            Self::Core
-        };
-        acked.into_iter().chain([other]).collect()
+        let fast = world.has_fast_batches().then_some(Self::Fast);
+        let older = [Self::PubAck, Self::MsgId, Self::Chain, Self::Core];
+        older.into_iter().chain(fast).collect()
     }
 
     /// The bridge's own name for it.
@@ -73,8 +67,11 @@ impl Mode {
     }
 }
 
-/// Unacked messages at most, in the modes without groups.
+/// Unacked messages at most, in the modes without groups: newer servers drop what comes when more
+/// than 10,000 wait for their stream (`max_buffered_msgs`).
 const WINDOW: u64 = 8192;
+/// Messages a PubAck proves in mode `Core`, as in the bridge's groups.
+const CORE_GROUP: u64 = 500;
 /// Written at once, as in the bridge.
 const UNSENT_BYTES_MAX: usize = 256 << 10;
 
@@ -137,7 +134,7 @@ impl Sender {
 
     /// Waits for the acks of everything sent, if the mode has any.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
-        while self.mode != Mode::Core && self.acked < self.sent {
+        while self.acked < self.sent {
             self.progress().await?;
         }
         Ok(())
@@ -145,23 +142,25 @@ impl Sender {
 
     fn is_full(&self) -> bool {
         match self.mode {
-            Mode::Core => false,
-            Mode::PubAck | Mode::MsgId => self.sent - self.acked >= WINDOW,
+            Mode::Core | Mode::PubAck | Mode::MsgId => self.sent - self.acked >= WINDOW,
             Mode::Chain | Mode::Fast => self.chain.is_full(),
         }
     }
 
     fn append(&mut self, is_last: bool) {
         match self.mode {
-            Mode::Core | Mode::PubAck => self.append_plain(),
+            Mode::Core => self.append_plain(is_last || (self.sent + 1).is_multiple_of(CORE_GROUP)),
+            Mode::PubAck => self.append_plain(true),
             Mode::MsgId => self.append_with_id(),
             Mode::Chain | Mode::Fast => self.append_chained(is_last),
         }
         self.sent += 1;
     }
 
-    fn append_plain(&mut self) {
-        let reply = (self.mode == Mode::PubAck).then(|| format!("{}0 ", self.connection.inbox()));
+    /// The reply subject ends in the number of messages its PubAck proves.
+    fn append_plain(&mut self, is_asked: bool) {
+        let count = self.sent + 1;
+        let reply = is_asked.then(|| format!("{}{count} ", self.connection.inbox()));
         let out = self.connection.out();
         out.extend_from_slice(b"PUB ");
         out.extend_from_slice(self.subject.as_bytes());
@@ -174,8 +173,8 @@ impl Sender {
     }
 
     fn append_with_id(&mut self) {
-        let reply = format!("{}0", self.connection.inbox());
         let number = self.sent;
+        let reply = format!("{}{}", self.connection.inbox(), number + 1);
         let out = self.connection.out();
         let open = frame::begin(out, &self.subject, Some(reply.as_bytes()), |out| {
             out.extend_from_slice(b"Nats-Msg-Id: 0/25CB3C8:");
@@ -220,7 +219,9 @@ impl Sender {
                     self.acked += proof.events as u64;
                 }
             } else if payload.starts_with(b"{\"stream\"") {
-                self.acked += 1;
+                let count = subject.strip_prefix(self.connection.inbox());
+                let count = count.and_then(|count| count.parse().ok());
+                self.acked = self.acked.max(count.unwrap_or(0));
             } else {
                 bail!("refused: {}", String::from_utf8_lossy(&payload));
             }
