@@ -6,7 +6,7 @@
 use std::io::IsTerminal;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Registry, fmt};
@@ -49,9 +49,9 @@ pub fn init(format: LogFormat, default_level: &str) {
     }
 }
 
-fn filter(wanted: Option<&str>, default_level: &str) -> (EnvFilter, Option<String>) {
-    let default = || EnvFilter::new(default_level);
-    match wanted.map(|text| (text, EnvFilter::try_new(text))) {
+fn filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<String>) {
+    let default = || default_level.parse().unwrap_or_default();
+    match wanted.map(|text| (text, text.parse::<Targets>())) {
         None => (default(), None),
         Some((_, Ok(filter))) => (filter, None),
         Some((text, Err(error))) => {
@@ -62,7 +62,7 @@ fn filter(wanted: Option<&str>, default_level: &str) -> (EnvFilter, Option<Strin
     }
 }
 
-fn install(format: LogFormat, filter: EnvFilter) -> Result<(), TryInitError> {
+fn install(format: LogFormat, filter: Targets) -> Result<(), TryInitError> {
     let registry = Registry::default().with(filter);
     match format {
         LogFormat::Text => {
