@@ -25,7 +25,7 @@ pub struct Budget {
 /// More slabs than this are never under way, whatever is in them.
 const SLABS_MAX: usize = 512;
 /// Empty slabs kept for the next burst; the rest of the memory is given back.
-const FREE_SLABS_MAX: usize = 16;
+const FREE_SLABS_MAX: usize = 8;
 
 #[derive(Debug)]
 struct Shared {
