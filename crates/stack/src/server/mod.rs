@@ -146,9 +146,16 @@ impl Server {
     /// An orderly shutdown; returns when it is gone.
     #[track_caller]
     pub fn stop(&self) {
+        self.quit(self.stop_signal);
+    }
+
+    /// Another signal than [`stop`](Self::stop) sends, such as that of PostgreSQL's immediate shutdown; returns when it
+    /// is gone.
+    #[track_caller]
+    pub fn quit(&self, signal: Signal) {
         if let Some(process) = self.running().take() {
             process.resume();
-            process.signal(self.stop_signal);
+            process.signal(signal);
             process.wait(STOP_DEADLINE);
         }
     }
