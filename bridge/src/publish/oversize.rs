@@ -42,6 +42,8 @@ pub struct Oversize {
     policy: Policy,
     jetstream: jetstream::Context,
     slot: String,
+    /// Of the bucket, when it is made.
+    replicas: usize,
     parked: Option<Parked>,
 }
 
@@ -57,11 +59,17 @@ const CHUNK_BYTES: usize = 128 << 10;
 const OBJECT_AGE_MAX: Duration = Duration::from_hours(7 * 24);
 
 impl Oversize {
-    pub fn new(policy: Policy, jetstream: jetstream::Context, slot: String) -> Self {
+    pub fn new(
+        policy: Policy,
+        jetstream: jetstream::Context,
+        slot: String,
+        replicas: usize,
+    ) -> Self {
         Self {
             policy,
             jetstream,
             slot,
+            replicas,
             parked: None,
         }
     }
@@ -121,6 +129,7 @@ impl Oversize {
             bucket: BUCKET_OVERSIZE.to_owned(),
             description: Some("bodies of events too large for a message".to_owned()),
             max_age: OBJECT_AGE_MAX,
+            num_replicas: self.replicas,
             ..object_store::Config::default()
         };
         self.jetstream
