@@ -349,11 +349,17 @@ impl Publisher {
                 if self.chain.is_full() || out.len() >= UNSENT_BYTES_MAX {
                     return Progress::NoRoom;
                 }
+                let row_bytes = slab.row_bytes(event);
+                // Not even written out to see, where that is sure.
+                let is_huge = row_bytes / SHRINKS_MAX > self.message_bytes_max;
+                if is_huge && self.oversize.parked(position).is_none() {
+                    return Progress::TooLarge;
+                }
                 if self.chain.is_group_start() {
                     self.chain.open(self.ledger.sent(), Instant::now());
                 }
                 let is_last = is_last_slab && retained.next + 1 == slab.events().len();
-                let token = self.chain.ack_token(slab.row_bytes(event), is_last);
+                let token = self.chain.ack_token(row_bytes, is_last);
                 let place = self.chain.place();
                 let expected = self.chain.expected();
                 let table = slab.table(event);
@@ -373,8 +379,10 @@ impl Publisher {
                     .layout
                     .get()
                     .expect("take_slab has set the layout of each table");
-                encode::event(slab, event, layout, out);
-                if open.size(out) > self.message_bytes_max {
+                if !is_huge {
+                    encode::event(slab, event, layout, out);
+                }
+                if is_huge || open.size(out) > self.message_bytes_max {
                     match self.oversize.parked(position) {
                         None => {
                             open.abandon(out);
@@ -416,21 +424,27 @@ impl Publisher {
             .layout
             .get()
             .expect("take_slab has set the layout of each table");
-        let mut body = Vec::new();
-        encode::event(slab, event, layout, &mut body);
         let position = slab.position(event);
+        let (bytes, limit) = (slab.row_bytes(event), self.message_bytes_max);
+        self.oversize.admits(bytes, limit)?;
         tracing::warn!(
-            table = %table.relation.name, %position, bytes = body.len(), limit = self.message_bytes_max,
-            "event is too large for a message, parking its body in the object store"
+            table = %table.relation.name, %position, bytes, limit,
+            "row is too large for a message, parking its event in the object store"
         );
-        // What is ready goes out first: the object may take longer than acks may.
+        // What is ready goes out first, and its acks are not missed meanwhile.
         while connection.unsent() > 0 {
             connection.progress().await?;
         }
-        self.oversize
-            .park(position, body, self.message_bytes_max)
-            .await?;
+        let began = Instant::now();
+        let mut body = Vec::with_capacity(bytes);
+        encode::event(slab, event, layout, &mut body);
+        self.oversize.park(position, body, limit).await?;
+        self.chain.excuse(began.elapsed());
         self.metrics.oversize_events.inc();
+        // A batch that was left open for longer is void (ADR-50); behind the tail begins a new one.
+        if self.framing.mode() == Mode::Fast && began.elapsed() > OPEN_BATCH_MAX {
+            self.resume(connection).await?;
+        }
         Ok(())
     }
 
@@ -558,6 +572,11 @@ impl Publisher {
             && connection.unsent() == 0
     }
 }
+
+/// Text becomes this much shorter at most: a number in its binary form.
+const SHRINKS_MAX: usize = 4;
+/// Half of what the server grants.
+const OPEN_BATCH_MAX: Duration = Duration::from_secs(5);
 
 /// A group stays open without an ack when only repeats followed its last message. After this long
 /// the tail is read instead, which proves the same.
