@@ -117,6 +117,8 @@ pub struct Publisher {
     retained: VecDeque<Retained>,
     /// Index in `retained` of the slab to encode next.
     cursor: usize,
+    /// The last event of each slab asks for an ack, until one comes.
+    ends_slabs: bool,
     hold: Hold,
     /// The last event in a slab that was given back.
     proven: Position,
@@ -173,6 +175,7 @@ impl Publisher {
             ledger: Ledger::default(),
             retained: VecDeque::new(),
             cursor: 0,
+            ends_slabs: false,
             sent: Position::START,
             proven: Position::START,
             has_proven_events: false,
@@ -268,6 +271,8 @@ impl Publisher {
                 moved = connection.progress() => moved?,
                 () = self.ring.filled(), if can_send => {}
                 () = until(self.chain.open_since().map(|since| since + LINGER)), if self.is_starved() => {
+                    // An open batch is void then, so it must not stay open a second time.
+                    self.ends_slabs = true;
                     self.resume(connection).await?;
                 }
                 () = until(self.hold.due()) => {}
@@ -336,7 +341,8 @@ impl Publisher {
 
     /// The hot loop: from the slab under the cursor into the socket's buffer.
     fn encode_slab(&mut self, connection: &mut Connection) -> Progress {
-        let is_last_slab = self.cursor + 1 == self.retained.len() && self.ring.is_empty();
+        let is_last_slab =
+            self.ends_slabs || (self.cursor + 1 == self.retained.len() && self.ring.is_empty());
         let Some(retained) = self.retained.get_mut(self.cursor) else {
             return Progress::SlabDone;
         };
@@ -486,6 +492,7 @@ impl Publisher {
         let Some(proof) = self.chain.answered(token, &ack, Instant::now())? else {
             return Ok(());
         };
+        self.ends_slabs = false;
         self.ledger.acked_through(proof.ticket);
         self.framing.stored(proof.stored_sequence, proof.events);
         self.has_proven_events = true;
@@ -579,7 +586,7 @@ const SHRINKS_MAX: usize = 4;
 const OPEN_BATCH_MAX: Duration = Duration::from_secs(5);
 
 /// A group stays open without an ack when only repeats followed its last message. After this long
-/// the tail is read instead, which proves the same.
+/// the tail is read instead, which proves the same, or voids a batch that has to be committed.
 const LINGER: Duration = Duration::from_millis(100);
 
 enum Progress {
