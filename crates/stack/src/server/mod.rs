@@ -21,7 +21,7 @@ use crate::program::Program;
 
 /// From process start to the first answer; recovery after `kill` is included.
 const START_DEADLINE: Duration = Duration::from_mins(1);
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Controls that PostgreSQL, NATS and Redis share. They panic with the server's log when the
 /// server does not do as it is told.
