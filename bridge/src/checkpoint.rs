@@ -57,6 +57,8 @@ impl Store {
             Err(_missing) => {
                 let config = stream::Config {
                     num_replicas: replicas,
+                    // Of several replicas one that lags would answer, and a claim be missed.
+                    allow_direct: replicas == 1,
                     ..daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10)
                 };
                 jetstream
