@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rig::{Rig, numbers};
-use stack::{NatsVersion, Options};
+use stack::{NatsVersion, Options, eventually};
 
 const SERVERS: [(&str, NatsVersion); 3] = [
     ("2.9", NatsVersion::Any),
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             }
             is_well &= case(name, "foreign messages", || foreign(version));
             is_well &= case(name, "two bridges, killed", || shared(version));
+            is_well &= case(name, "two bridges, read again", || read_again(version));
         }
         if what != "check" {
             for mode in ["chain", "fast", "msg-id"] {
@@ -180,6 +181,40 @@ fn shared(version: NatsVersion) -> String {
             "{filter}"
         );
     }
+    format!("{mode}, exact")
+}
+
+/// Two bridges on one stream; what is in the ring of one comes a second time, behind a batch left open.
+fn read_again(version: NatsVersion) -> String {
+    const ROWS: u64 = 60_000;
+    let rig = Rig::new(Options::default().nats(version));
+    let arguments = [&["--table", "a", "--ring-events", "3000"], &ACKED[..]].concat();
+    let other = rig.bridge("s2", &["--table", "b"]);
+    let bridge = rig.bridge("s1", &arguments);
+    rig.stack.postgres().sql(&format!(
+        "INSERT INTO a SELECT n FROM generate_series(1, {ROWS}) n"
+    ));
+    for (round, stored) in (1..).zip([1, 10_000, 20_000, 40_000]) {
+        rig.wait_stored("a", stored);
+        // Full, so that what comes again comes in as room is made for it.
+        rig.stack.nats().pause();
+        eventually(rig::DEADLINE, "the ring is full", || {
+            bridge.status()["ring_events"].as_u64() >= Some(1_500)
+        });
+        rig.stack
+            .postgres()
+            .sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 's1'");
+        eventually(rig::DEADLINE, "it is read again", || {
+            bridge.status()["reconnect_count"].as_u64() >= Some(round)
+                && bridge.status()["is_connected"] == true
+        });
+        rig.stack.nats().resume();
+    }
+    rig.wait_last("a", ROWS);
+    let mode = mode_of(&bridge);
+    bridge.drain();
+    other.drain();
+    assert!(numbers(&rig.read("cdc.a.*")).into_iter().eq(1..=ROWS));
     format!("{mode}, exact")
 }
 

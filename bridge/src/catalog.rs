@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use daemon::postgres::PostgresOptions;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::postgres::quote_ident;
 
@@ -29,6 +30,12 @@ impl Error {
             Self::Connect(daemon::postgres::Error::Timeout { .. }) => true,
             Self::Connect(_) => false,
         }
+    }
+
+    /// The server takes no new sessions: it is starting, or shutting down.
+    pub fn is_closed_door(&self) -> bool {
+        matches!(self, Self::Connect(daemon::postgres::Error::Connect { source, .. })
+            if source.code() == Some(&SqlState::CANNOT_CONNECT_NOW))
     }
 }
 

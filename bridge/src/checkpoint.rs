@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream::{self, kv, stream};
 use wire::Message as _;
 use wire::checkpoint::Checkpoint;
 use wire::names::BUCKET_BRIDGE_STATE;
@@ -47,11 +47,20 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 impl Store {
     /// Opens the bucket, making it when missing.
-    pub async fn open(jetstream: &jetstream::Context, slot: &str) -> Result<Self, Error> {
+    pub async fn open(
+        jetstream: &jetstream::Context,
+        slot: &str,
+        replicas: usize,
+    ) -> Result<Self, Error> {
         let bucket = match jetstream.get_key_value(BUCKET_BRIDGE_STATE).await {
             Ok(bucket) => bucket,
             Err(_missing) => {
-                let config = daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10);
+                let config = stream::Config {
+                    num_replicas: replicas,
+                    // Of several replicas one that lags would answer, and a claim be missed.
+                    allow_direct: replicas == 1,
+                    ..daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10)
+                };
                 jetstream
                     .create_stream(config)
                     .await

@@ -43,6 +43,9 @@ pub struct Arguments {
         num_args = 1
     )]
     stream: Vec<String>,
+    /// Replicas of the streams and buckets made here: 3 in a cluster outlive the loss of a server
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    stream_replicas: u8,
     /// Replication slot; made when missing. A second bridge on the same slot stands by
     #[arg(long, global = true, default_value = "cdc_slot")]
     slot: String,
@@ -160,6 +163,8 @@ pub struct Config {
     pub nats: NatsOptions,
     pub cdc_stream: String,
     pub init_stream: String,
+    /// Of streams and buckets that are made; existing ones keep theirs.
+    pub stream_replicas: usize,
     pub slot: String,
     pub publications: Vec<String>,
     pub tables: TableFilter,
@@ -271,6 +276,7 @@ impl Config {
             postgres,
             cdc_stream,
             init_stream,
+            stream_replicas: usize::from(arguments.stream_replicas),
             slot: arguments.slot,
             publications: arguments.publication,
             tables: TableFilter {

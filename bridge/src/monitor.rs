@@ -44,6 +44,9 @@ pub async fn watch_slot(
             Err(error) => {
                 admin.metrics.slot_active.set(0);
                 tracing::debug!(%error, "cannot read the slot");
+                if error.is_closed_door() {
+                    admin.shared.postgres_is_stopping(true);
+                }
                 continue;
             }
         }

@@ -42,6 +42,7 @@ pub struct Shared {
     epoch: AtomicU64,
     slot_made: Mutex<Option<Lsn>>,
     reset: Mutex<Option<&'static str>>,
+    is_postgres_stopping: AtomicBool,
     publisher_woken: Notify,
     accepts_reset: AtomicBool,
     publish_mode: Mutex<Option<Choice>>,
@@ -65,6 +66,7 @@ impl Default for Shared {
             epoch: AtomicU64::new(0),
             slot_made: Mutex::new(None),
             reset: Mutex::new(None),
+            is_postgres_stopping: AtomicBool::new(false),
             publisher_woken: Notify::new(),
             accepts_reset: AtomicBool::new(false),
             publish_mode: Mutex::new(None),
@@ -105,6 +107,16 @@ impl Shared {
     /// How often the source got the slot; grows before the first slab of the new replication.
     pub fn replications(&self) -> u32 {
         self.replications.load(Ordering::Acquire)
+    }
+
+    /// PostgreSQL refuses new sessions, though it may still serve the one it has.
+    pub fn is_postgres_stopping(&self) -> bool {
+        self.is_postgres_stopping.load(Ordering::Acquire)
+    }
+
+    pub fn postgres_is_stopping(&self, is_stopping: bool) {
+        self.is_postgres_stopping
+            .store(is_stopping, Ordering::Release);
     }
 
     pub fn source(&self) -> Condition {

@@ -159,6 +159,7 @@ impl Source {
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
+        self.shared.postgres_is_stopping(false);
         self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
         self.observer.session(xid);
@@ -314,6 +315,10 @@ impl Source {
             if self.is_ending() {
                 // Not confirmed, so WAL has it.
                 return Ok(false);
+            }
+            // It waits for the walsender, which waits for us: what it would say to that cannot be read now.
+            if self.shared.is_postgres_stopping() {
+                return Err(Error::ServerStopping);
             }
             std::thread::park_timeout(FULL_PARK);
             self.feedback(stream, run, false)?;

@@ -38,13 +38,18 @@ pub async fn ensure_cdc(
     context: &jetstream::Context,
     name: &str,
     subjects: &str,
+    replicas: usize,
 ) -> Result<(), Error> {
-    ensure(context, name, subjects, true).await
+    ensure(context, name, subjects, replicas, true).await
 }
 
 /// The stream of the snapshots.
-pub async fn ensure_init(context: &jetstream::Context, name: &str) -> Result<(), Error> {
-    ensure(context, name, INIT_SUBJECTS, false).await
+pub async fn ensure_init(
+    context: &jetstream::Context,
+    name: &str,
+    replicas: usize,
+) -> Result<(), Error> {
+    ensure(context, name, INIT_SUBJECTS, replicas, false).await
 }
 
 /// Kinds of batches a stream may allow.
@@ -68,6 +73,7 @@ async fn ensure(
     context: &jetstream::Context,
     name: &str,
     subjects: &str,
+    replicas: usize,
     is_batched: bool,
 ) -> Result<(), Error> {
     match context.get_stream(name).await {
@@ -79,7 +85,7 @@ async fn ensure(
             } else {
                 Batches::default()
             };
-            create(context, name, subjects, batches).await
+            create(context, name, subjects, replicas, batches).await
         }
         Err(source) => Err(Error::Read {
             stream: name.to_owned(),
@@ -92,6 +98,7 @@ async fn create(
     context: &jetstream::Context,
     name: &str,
     subjects: &str,
+    replicas: usize,
     batches: Batches,
 ) -> Result<(), Error> {
     let config = stream::Config {
@@ -101,6 +108,7 @@ async fn create(
         retention: stream::RetentionPolicy::Limits,
         discard: stream::DiscardPolicy::Old,
         max_age: AGE_MAX,
+        num_replicas: replicas,
         allow_direct: true,
         allow_atomic_publish: batches.atomic,
         allow_batch_publish: batches.fast,

@@ -200,7 +200,7 @@ async fn remember(
     jetstream: &jetstream::Context,
     shared: &Shared,
 ) -> Result<checkpoint::Store, checkpoint::Error> {
-    let store = checkpoint::Store::open(jetstream, &config.slot).await?;
+    let store = checkpoint::Store::open(jetstream, &config.slot, config.stream_replicas).await?;
     if let Some(found) = store.read(&config.cdc_stream).await? {
         tracing::info!(position = %found.position, sequence = found.stream_sequence, "checkpoint read");
         shared.set_known(checkpoint::known(&found));
@@ -224,9 +224,10 @@ async fn ensure_streams(
         jetstream,
         &config.cdc_stream,
         &config.subjects.stream_subjects(),
+        config.stream_replicas,
     )
     .await?;
-    streams::ensure_init(jetstream, &config.init_stream).await
+    streams::ensure_init(jetstream, &config.init_stream, config.stream_replicas).await
 }
 
 /// What watches from the side: the stream, the slot, the line of figures.
@@ -305,7 +306,12 @@ async fn stream(
         },
         consumer,
         registry,
-        Oversize::new(config.oversize, jetstream.clone(), config.slot.clone()),
+        Oversize::new(
+            config.oversize,
+            jetstream.clone(),
+            config.slot.clone(),
+            config.stream_replicas,
+        ),
         admin.shared.clone(),
         admin.metrics.clone(),
     );
@@ -368,6 +374,7 @@ async fn start_registry(
         publications: config.publications.clone(),
         tables: config.tables.clone(),
         slot: config.slot.clone(),
+        replicas: config.stream_replicas,
     };
     let catalog = Catalog::new(config.postgres.clone());
     let (registry, mut keeper) =
@@ -387,6 +394,7 @@ fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::R
         publications: config.publications.clone(),
         tables: config.tables.clone(),
         init_stream: config.init_stream.clone(),
+        stream_replicas: config.stream_replicas,
         workers_max: config.snapshot_workers,
         chunk_rows_max: config.snapshot_chunk_rows,
         shared: admin.shared.clone(),

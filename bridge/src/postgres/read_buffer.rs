@@ -89,14 +89,19 @@ impl ReadBuffer {
 
     /// Moves the incomplete frame to the front and lets the buffer grow or shrink for it.
     fn make_room(&mut self) {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
         if self.end == self.bytes.len() {
             // The frame is longer than the buffer. Doubling follows what really arrives: a wrong
             // length in the header costs no memory. The frame fits in `FRAME_BYTES_MAX`, `next`
-            // has seen to that, and at that size the buffer is only full when it is complete.
-            let len = (self.bytes.len() * 2).min(FRAME_BYTES_MAX);
+            // has seen to that. No more than the frame, or a large one would cost twice its size.
+            let (_, len) = self.header().unwrap_or_default();
+            let frame_len = len as usize + 1;
+            let enough = frame_len.max(self.bytes.len() + INITIAL_BYTES);
+            let len = (self.bytes.len() * 2).min(enough);
             self.bytes.resize(len, 0);
         } else if self.end <= INITIAL_BYTES / 2 && self.bytes.len() > INITIAL_BYTES {
             self.bytes.truncate(INITIAL_BYTES);

@@ -350,6 +350,13 @@ impl Chain {
         (index < self.in_flight.len()).then_some(index)
     }
 
+    /// For so long nobody could listen to acks.
+    pub fn excuse(&mut self, silence: Duration) {
+        for group in self.in_flight.iter_mut().chain(&mut self.open) {
+            group.sent_at += silence;
+        }
+    }
+
     /// When the oldest ack is overdue.
     pub fn ack_deadline(&self) -> Option<Instant> {
         self.in_flight
@@ -480,6 +487,20 @@ mod tests {
         assert!(chain.is_full());
         chain.answered(tokens[0], &stored(50), now).unwrap();
         assert!(!chain.is_full());
+    }
+
+    #[test]
+    fn the_time_in_which_nobody_listened_does_not_count() {
+        let (mut chain, mut ledger, now) = (chain(2), Ledger::default(), Instant::now());
+        send(&mut chain, &mut ledger, true, now);
+        send(&mut chain, &mut ledger, false, now);
+        let silence = Duration::from_mins(1);
+
+        chain.excuse(silence);
+
+        assert_eq!(chain.open_since(), Some(now + silence));
+        let timeout = Limits::default().ack_timeout;
+        assert_eq!(chain.ack_deadline(), Some(now + silence + timeout));
     }
 
     #[derive(Debug, Clone)]

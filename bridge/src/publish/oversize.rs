@@ -7,16 +7,18 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, object_store};
-use sha2::{Digest as _, Sha256};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use wire::Position;
 use wire::names::BUCKET_OVERSIZE;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "an event of {bytes} bytes is too large for a message and --oversize is halt; raise max_payload, or use --oversize park"
+        "a row of {bytes} bytes is too large for a message of at most {limit}, and --oversize is halt; raise max_payload \
+         of the server (and max_msg_size of the stream), or use --oversize park"
     )]
-    Halt { bytes: usize },
+    Halt { bytes: usize, limit: usize },
     #[error(
         "cannot open Object Store bucket {BUCKET_OVERSIZE}; the NATS user needs to create stream OBJ_{BUCKET_OVERSIZE}"
     )]
@@ -27,6 +29,8 @@ pub enum Error {
         #[source]
         source: object_store::PutError,
     },
+    #[error("the digest of an object is not understood: {digest:?}")]
+    Digest { digest: Option<String> },
 }
 
 /// What to do with such an event.
@@ -42,6 +46,8 @@ pub struct Oversize {
     policy: Policy,
     jetstream: jetstream::Context,
     slot: String,
+    /// Of the bucket, when it is made.
+    replicas: usize,
     parked: Option<Parked>,
 }
 
@@ -57,11 +63,17 @@ const CHUNK_BYTES: usize = 128 << 10;
 const OBJECT_AGE_MAX: Duration = Duration::from_hours(7 * 24);
 
 impl Oversize {
-    pub fn new(policy: Policy, jetstream: jetstream::Context, slot: String) -> Self {
+    pub fn new(
+        policy: Policy,
+        jetstream: jetstream::Context,
+        slot: String,
+        replicas: usize,
+    ) -> Self {
         Self {
             policy,
             jetstream,
             slot,
+            replicas,
             parked: None,
         }
     }
@@ -75,6 +87,14 @@ impl Oversize {
         Some(&parked.body)
     }
 
+    /// Fails where such a row is to stop the bridge.
+    pub fn admits(&self, bytes: usize, limit: usize) -> Result<(), Error> {
+        match self.policy {
+            Policy::Park => Ok(()),
+            Policy::Halt => Err(Error::Halt { bytes, limit }),
+        }
+    }
+
     /// Stores the body under `{slot}/{position}`, in chunks of no more than `message_bytes_max`.
     pub async fn park(
         &mut self,
@@ -83,14 +103,6 @@ impl Oversize {
         message_bytes_max: usize,
     ) -> Result<(), Error> {
         let bytes = body.len();
-        if self.policy == Policy::Halt {
-            return Err(Error::Halt { bytes });
-        }
-        let digest = Sha256::digest(&body);
-        let sha256 = digest.iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
         let object = format!("{}/{position}", self.slot);
         let store = self.bucket().await?;
         let metadata = object_store::ObjectMetadata {
@@ -98,10 +110,11 @@ impl Oversize {
             chunk_size: Some(CHUNK_BYTES.min(message_bytes_max)),
             ..object_store::ObjectMetadata::default()
         };
-        store
-            .put(metadata, &mut body.as_slice())
-            .await
-            .map_err(|source| Error::Put { bytes, source })?;
+        let put = store.put(metadata, &mut body.as_slice()).await;
+        let stored = put.map_err(|source| Error::Put { bytes, source })?;
+        let sha256 = hex(stored.digest.as_deref()).ok_or(Error::Digest {
+            digest: stored.digest,
+        })?;
         self.parked = Some(Parked {
             position,
             body: wire::event::Oversize {
@@ -121,6 +134,7 @@ impl Oversize {
             bucket: BUCKET_OVERSIZE.to_owned(),
             description: Some("bodies of events too large for a message".to_owned()),
             max_age: OBJECT_AGE_MAX,
+            num_replicas: self.replicas,
             ..object_store::Config::default()
         };
         self.jetstream
@@ -128,4 +142,14 @@ impl Oversize {
             .await
             .map_err(|error| Error::Bucket(Box::new(error)))
     }
+}
+
+/// The digest as object stores write it, in hexadecimal. It was made while the body went out, so the body
+/// need not be read twice.
+fn hex(digest: Option<&str>) -> Option<String> {
+    let digest = URL_SAFE.decode(digest?.strip_prefix("SHA-256=")?).ok()?;
+    Some(digest.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
 }

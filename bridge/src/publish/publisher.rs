@@ -117,6 +117,8 @@ pub struct Publisher {
     retained: VecDeque<Retained>,
     /// Index in `retained` of the slab to encode next.
     cursor: usize,
+    /// The last event of each slab asks for an ack, until one comes.
+    ends_slabs: bool,
     hold: Hold,
     /// The last event in a slab that was given back.
     proven: Position,
@@ -173,6 +175,7 @@ impl Publisher {
             ledger: Ledger::default(),
             retained: VecDeque::new(),
             cursor: 0,
+            ends_slabs: false,
             sent: Position::START,
             proven: Position::START,
             has_proven_events: false,
@@ -268,6 +271,8 @@ impl Publisher {
                 moved = connection.progress() => moved?,
                 () = self.ring.filled(), if can_send => {}
                 () = until(self.chain.open_since().map(|since| since + LINGER)), if self.is_starved() => {
+                    // An open batch is void then, so it must not stay open a second time.
+                    self.ends_slabs = true;
                     self.resume(connection).await?;
                 }
                 () = until(self.hold.due()) => {}
@@ -336,7 +341,8 @@ impl Publisher {
 
     /// The hot loop: from the slab under the cursor into the socket's buffer.
     fn encode_slab(&mut self, connection: &mut Connection) -> Progress {
-        let is_last_slab = self.cursor + 1 == self.retained.len() && self.ring.is_empty();
+        let is_last_slab =
+            self.ends_slabs || (self.cursor + 1 == self.retained.len() && self.ring.is_empty());
         let Some(retained) = self.retained.get_mut(self.cursor) else {
             return Progress::SlabDone;
         };
@@ -349,11 +355,17 @@ impl Publisher {
                 if self.chain.is_full() || out.len() >= UNSENT_BYTES_MAX {
                     return Progress::NoRoom;
                 }
+                let row_bytes = slab.row_bytes(event);
+                // Not even written out to see, where that is sure.
+                let is_huge = row_bytes / SHRINKS_MAX > self.message_bytes_max;
+                if is_huge && self.oversize.parked(position).is_none() {
+                    return Progress::TooLarge;
+                }
                 if self.chain.is_group_start() {
                     self.chain.open(self.ledger.sent(), Instant::now());
                 }
                 let is_last = is_last_slab && retained.next + 1 == slab.events().len();
-                let token = self.chain.ack_token(slab.row_bytes(event), is_last);
+                let token = self.chain.ack_token(row_bytes, is_last);
                 let place = self.chain.place();
                 let expected = self.chain.expected();
                 let table = slab.table(event);
@@ -373,8 +385,10 @@ impl Publisher {
                     .layout
                     .get()
                     .expect("take_slab has set the layout of each table");
-                encode::event(slab, event, layout, out);
-                if open.size(out) > self.message_bytes_max {
+                if !is_huge {
+                    encode::event(slab, event, layout, out);
+                }
+                if is_huge || open.size(out) > self.message_bytes_max {
                     match self.oversize.parked(position) {
                         None => {
                             open.abandon(out);
@@ -416,21 +430,27 @@ impl Publisher {
             .layout
             .get()
             .expect("take_slab has set the layout of each table");
-        let mut body = Vec::new();
-        encode::event(slab, event, layout, &mut body);
         let position = slab.position(event);
+        let (bytes, limit) = (slab.row_bytes(event), self.message_bytes_max);
+        self.oversize.admits(bytes, limit)?;
         tracing::warn!(
-            table = %table.relation.name, %position, bytes = body.len(), limit = self.message_bytes_max,
-            "event is too large for a message, parking its body in the object store"
+            table = %table.relation.name, %position, bytes, limit,
+            "row is too large for a message, parking its event in the object store"
         );
-        // What is ready goes out first: the object may take longer than acks may.
+        // What is ready goes out first, and its acks are not missed meanwhile.
         while connection.unsent() > 0 {
             connection.progress().await?;
         }
-        self.oversize
-            .park(position, body, self.message_bytes_max)
-            .await?;
+        let began = Instant::now();
+        let mut body = Vec::with_capacity(bytes);
+        encode::event(slab, event, layout, &mut body);
+        self.oversize.park(position, body, limit).await?;
+        self.chain.excuse(began.elapsed());
         self.metrics.oversize_events.inc();
+        // A batch that was left open for longer is void (ADR-50); behind the tail begins a new one.
+        if self.framing.mode() == Mode::Fast && began.elapsed() > OPEN_BATCH_MAX {
+            self.resume(connection).await?;
+        }
         Ok(())
     }
 
@@ -472,6 +492,7 @@ impl Publisher {
         let Some(proof) = self.chain.answered(token, &ack, Instant::now())? else {
             return Ok(());
         };
+        self.ends_slabs = false;
         self.ledger.acked_through(proof.ticket);
         self.framing.stored(proof.stored_sequence, proof.events);
         self.has_proven_events = true;
@@ -559,8 +580,13 @@ impl Publisher {
     }
 }
 
+/// Text becomes this much shorter at most: a number in its binary form.
+const SHRINKS_MAX: usize = 4;
+/// Half of what the server grants.
+const OPEN_BATCH_MAX: Duration = Duration::from_secs(5);
+
 /// A group stays open without an ack when only repeats followed its last message. After this long
-/// the tail is read instead, which proves the same.
+/// the tail is read instead, which proves the same, or voids a batch that has to be committed.
 const LINGER: Duration = Duration::from_millis(100);
 
 enum Progress {

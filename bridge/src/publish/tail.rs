@@ -41,6 +41,10 @@ pub enum Error {
         subject: String,
         sequence: u64,
     },
+    #[error(
+        "stream {stream} has no leader now: too few of its servers are up, or they are electing one"
+    )]
+    NoLeader { stream: String },
     #[error("stream {stream} grows while its tail is read: somebody else writes to it")]
     Moving { stream: String },
 }
@@ -56,6 +60,8 @@ pub struct Tail {
     pub own: Vec<(String, u64)>,
     /// The stream holds no message, whoever wrote it.
     pub is_empty: bool,
+    /// Several servers hold the stream.
+    pub is_replicated: bool,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
     /// How long the stream keeps a message; None: as long as there is room.
@@ -78,6 +84,8 @@ impl Tail {
 
 const ERR_STREAM_NOT_FOUND: u16 = 10_059;
 const ERR_NO_MESSAGE_FOUND: u16 = 10_037;
+/// "JetStream system temporarily unavailable".
+const ERR_CLUSTER_NOT_AVAILABLE: u16 = 10_008;
 
 #[derive(Deserialize)]
 struct InfoAnswer {
@@ -85,6 +93,15 @@ struct InfoAnswer {
     created: Option<String>,
     config: Option<Config>,
     state: Option<State>,
+    cluster: Option<Cluster>,
+}
+
+#[derive(Deserialize)]
+struct Cluster {
+    #[serde(default)]
+    leader: String,
+    #[serde(default)]
+    replicas: Vec<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -165,20 +182,33 @@ async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> 
     let answer = connection
         .request(&format!("$JS.API.STREAM.INFO.{stream}"), "")
         .await?;
-    match parse(stream, &answer)? {
+    described(stream, &answer)
+}
+
+fn described(stream: &str, answer: &[u8]) -> Result<Tail, Error> {
+    match parse(stream, answer)? {
         InfoAnswer {
             error: Some(error), ..
         } => Err(refused(stream, error)),
+        // While there is none any server of the stream answers, however much it has missed.
+        InfoAnswer {
+            cluster: Some(Cluster { leader, .. }),
+            ..
+        } if leader.is_empty() => Err(Error::NoLeader {
+            stream: stream.to_owned(),
+        }),
         InfoAnswer {
             created: Some(created),
             config: Some(config),
             state: Some(state),
+            cluster,
             ..
         } => Ok(Tail {
             last_sequence: state.last_seq,
             position: Position::START,
             own: Vec::new(),
             is_empty: state.messages == 0,
+            is_replicated: cluster.is_some_and(|cluster| !cluster.replicas.is_empty()),
             created,
             max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
             max_msg_size: usize::try_from(config.max_msg_size)
@@ -190,7 +220,7 @@ async fn info(connection: &mut Connection, stream: &str) -> Result<Tail, Error> 
                 duplicate_window: Duration::from_nanos(config.duplicate_window),
             },
         }),
-        InfoAnswer { .. } => Err(not_understood(stream, &answer)),
+        InfoAnswer { .. } => Err(not_understood(stream, answer)),
     }
 }
 
@@ -286,9 +316,46 @@ fn not_understood(stream: &str, answer: &[u8]) -> Error {
 
 fn refused(stream: &str, source: ApiError) -> Error {
     let stream = stream.to_owned();
-    if source.err_code == ERR_STREAM_NOT_FOUND {
-        Error::NoStream { stream }
-    } else {
-        Error::Api { stream, source }
+    match source.err_code {
+        ERR_STREAM_NOT_FOUND => Error::NoStream { stream },
+        ERR_CLUSTER_NOT_AVAILABLE => Error::NoLeader { stream },
+        _ => Error::Api { stream, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described_by(cluster: &str) -> Result<Tail, Error> {
+        let answer = format!(
+            r#"{{"created": "2026-01-01T00:00:00Z", "config": {{}}, "state": {{"messages": 7, "last_seq": 9}}{cluster}}}"#
+        );
+        described("CDC", answer.as_bytes())
+    }
+
+    #[test]
+    fn a_lone_server_and_a_leader_are_believed() {
+        let alone = described_by("").unwrap();
+        let led = described_by(r#", "cluster": {"leader": "n1", "replicas": [{"name": "n2"}]}"#);
+
+        assert_eq!((alone.last_sequence, alone.is_replicated), (9, false));
+        assert!(led.unwrap().is_replicated);
+    }
+
+    #[test]
+    fn a_server_of_a_stream_without_leader_is_not() {
+        for leaderless in [
+            r#", "error": {"err_code": 10008}"#,
+            r#", "cluster": {"name": "c"}"#,
+            r#", "cluster": {"leader": ""}"#,
+        ] {
+            let refused = described_by(leaderless);
+
+            assert!(
+                matches!(refused, Err(Error::NoLeader { .. })),
+                "{refused:?}"
+            );
+        }
     }
 }

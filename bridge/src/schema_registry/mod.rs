@@ -62,6 +62,8 @@ pub struct Scope {
     pub publications: Vec<String>,
     pub tables: TableFilter,
     pub slot: String,
+    /// Of the bucket, when it is made.
+    pub replicas: usize,
 }
 
 /// Owns what is known of the tables.
@@ -95,9 +97,9 @@ impl SchemaRegistry {
     ) -> (Self, Keeper) {
         let (sender, questions) = mpsc::channel(1);
         let keeper = Keeper {
+            store: Store::new(jetstream, scope.replicas),
             scope,
             catalog,
-            store: Store::new(jetstream),
             shared,
             questions,
             known: HashMap::new(),

@@ -23,6 +23,8 @@ pub struct Error {
 
 pub struct Store {
     jetstream: jetstream::Context,
+    /// Of the bucket, when it is made.
+    replicas: usize,
     bucket: Option<kv::Store>,
 }
 
@@ -38,9 +40,10 @@ pub struct Stored {
 }
 
 impl Store {
-    pub fn new(jetstream: jetstream::Context) -> Self {
+    pub fn new(jetstream: jetstream::Context, replicas: usize) -> Self {
         Self {
             jetstream,
+            replicas,
             bucket: None,
         }
     }
@@ -143,6 +146,7 @@ impl Store {
             max_messages_per_subject: HISTORY,
             storage: stream::StorageType::File,
             discard: stream::DiscardPolicy::New,
+            num_replicas: self.replicas,
             allow_rollup: true,
             deny_delete: true,
             allow_direct: true,

@@ -19,7 +19,10 @@ const AGE_MAX: Duration = Duration::from_hours(7 * 24);
 pub struct Kept(stream::Stream);
 
 /// Makes the stream when it is missing.
-pub async fn open(jetstream: &jetstream::Context) -> Result<Kept, CreateStreamError> {
+pub async fn open(
+    jetstream: &jetstream::Context,
+    replicas: usize,
+) -> Result<Kept, CreateStreamError> {
     if let Ok(stream) = jetstream.get_stream(STREAM_REQUESTS).await {
         return Ok(Kept(stream));
     }
@@ -33,6 +36,7 @@ pub async fn open(jetstream: &jetstream::Context) -> Result<Kept, CreateStreamEr
         max_messages_per_subject: 1,
         discard_new_per_subject: true,
         max_age: AGE_MAX,
+        num_replicas: replicas,
         allow_direct: true,
         no_ack: true,
         ..stream::Config::default()

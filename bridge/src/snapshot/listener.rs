@@ -131,7 +131,9 @@ impl Listener {
 
     /// Serves while this bridge is the one that streams.
     async fn serve(&mut self, shared: &Shared) -> Result<(), Error> {
-        let kept = kept::open(&self.jetstream).await.map_err(Error::Stream)?;
+        let replicas = self.settings.stream_replicas;
+        let kept = kept::open(&self.jetstream, replicas).await;
+        let kept = kept.map_err(Error::Stream)?;
         let mut requests = self.client.subscribe(REQUEST_SUBJECTS).await?;
         let mut cancels = self.client.subscribe(CANCEL_SUBJECTS).await?;
         let reached = reached_subject(&self.settings.slot);
@@ -326,7 +328,7 @@ impl Listener {
     }
 
     async fn forget(&mut self, job: &Job) {
-        if let Ok(kept) = kept::open(&self.jetstream).await {
+        if let Ok(kept) = kept::open(&self.jetstream, self.settings.stream_replicas).await {
             self.ended(&kept, job).await;
         }
     }

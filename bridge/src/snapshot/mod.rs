@@ -49,6 +49,8 @@ pub struct Settings {
     pub tables: TableFilter,
     /// The stream of the snapshots.
     pub init_stream: String,
+    /// Of stream `REQUESTS`, when it is made.
+    pub stream_replicas: usize,
     /// How many are made at a time.
     pub workers_max: usize,
     pub chunk_rows_max: usize,

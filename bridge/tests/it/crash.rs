@@ -188,7 +188,7 @@ fn postgresql_can_be_stopped_while_events_wait_for_nats() {
     wait_until_not_ready(&bridge, "nats");
     rig.write_numbers(100);
     bridge.wait_until_ring_holds(100);
-    // Panics when it takes longer than 20 s.
+    // Panics when it takes longer than a minute.
     rig.postgres().stop();
     rig.postgres().start();
     rig.nats().start();
@@ -197,6 +197,28 @@ fn postgresql_can_be_stopped_while_events_wait_for_nats() {
     bridge.drain();
 
     assert_numbers(&events, 100);
+}
+
+#[test]
+fn postgresql_can_be_stopped_while_the_ring_is_full() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--ring-events", "5000", "--durability", "acked"]);
+
+    rig.nats().stop();
+    wait_until_not_ready(&bridge, "nats");
+    rig.write_numbers(15_000);
+    // A slab, of which there is no room for another, has a thousand at most.
+    bridge.wait_until_ring_holds(3_900);
+    // Panics when it takes longer than a minute.
+    rig.postgres().stop();
+    rig.postgres().start();
+    rig.nats().start();
+    bridge.wait_connected();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 15_000);
 }
 
 #[test]

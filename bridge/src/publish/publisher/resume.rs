@@ -4,7 +4,7 @@
 //! Invariant: this is the only recovery there is; it ends with everything in flight void and the ledger
 //! and the chain started over behind what the stream surely holds.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use wire::Position;
 use wire::gap::Reason;
@@ -19,7 +19,7 @@ use crate::publish::tail::{self, Tail};
 impl Publisher {
     /// Finds out what the stream holds, and starts over right behind it.
     pub(super) async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+        let tail = self.read_tail(connection).await?;
         let proven = self.proven_before(&tail);
         self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
@@ -74,6 +74,26 @@ impl Publisher {
             "going on from the stream's tail"
         );
         Ok(())
+    }
+
+    /// Reads the tail. A server that has not noticed yet that another one leads the stream gives an older one:
+    /// before it is said that acked events are lost, it is asked again for as long as that may last.
+    async fn read_tail(&self, connection: &mut Connection) -> Result<Tail, Error> {
+        let began = Instant::now();
+        loop {
+            let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+            let verdict =
+                incarnation::judge(self.shared.known().as_ref(), &tail, SystemTime::now());
+            let is_doubtful = tail.is_replicated && verdict == Verdict::RolledBack;
+            if !is_doubtful || began.elapsed() > NO_QUORUM_NOTICED {
+                return Ok(tail);
+            }
+            tracing::warn!(
+                tail = %tail.position, sequence = tail.last_sequence,
+                "the stream seems to end before what was acked; asking again"
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
     /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
@@ -236,6 +256,9 @@ impl Publisher {
         self.start_over();
     }
 }
+
+/// nats-server: a leader that hears from no other for 10 s steps down.
+const NO_QUORUM_NOTICED: Duration = Duration::from_secs(12);
 
 /// See `Publisher::proven_before`.
 struct Proven {

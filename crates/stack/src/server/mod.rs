@@ -21,7 +21,7 @@ use crate::program::Program;
 
 /// From process start to the first answer; recovery after `kill` is included.
 const START_DEADLINE: Duration = Duration::from_mins(1);
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Controls that PostgreSQL, NATS and Redis share. They panic with the server's log when the
 /// server does not do as it is told.
@@ -146,9 +146,16 @@ impl Server {
     /// An orderly shutdown; returns when it is gone.
     #[track_caller]
     pub fn stop(&self) {
+        self.quit(self.stop_signal);
+    }
+
+    /// Another signal than [`stop`](Self::stop) sends, such as that of PostgreSQL's immediate shutdown; returns when it
+    /// is gone.
+    #[track_caller]
+    pub fn quit(&self, signal: Signal) {
         if let Some(process) = self.running().take() {
             process.resume();
-            process.signal(self.stop_signal);
+            process.signal(signal);
             process.wait(STOP_DEADLINE);
         }
     }
