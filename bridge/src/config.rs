@@ -10,11 +10,12 @@ use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
 use daemon::units;
-use wire::SubjectPattern;
+use wire::{Lsn, SubjectPattern};
 
 use crate::durability::Durability;
 use crate::publish::{mode, oversize};
 use crate::ring::Budget;
+use crate::slot::OnLoss;
 use crate::tools::Tool;
 
 /// Streams the row changes of PostgreSQL tables into NATS JetStream, once and in order.
@@ -105,6 +106,12 @@ pub struct Arguments {
     /// Go on with a stream that was purged or made anew, telling consumers of the gap
     #[arg(long)]
     accept_stream_reset: bool,
+    /// What becomes of changes when the slot was lost or dropped
+    #[arg(long, value_enum, default_value_t = OnLoss::Halt)]
+    on_slot_loss: OnLoss,
+    /// Move the slot ahead at the start: changes committed before are left out, and consumers told
+    #[arg(long, value_name = "LSN")]
+    skip_to_lsn: Option<Lsn>,
     /// Time to store what was read when asked to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     drain_timeout: Duration,
@@ -175,6 +182,9 @@ pub struct Config {
     /// `host:port`.
     pub nats_monitoring: String,
     pub accepts_stream_reset: bool,
+    pub on_slot_loss: OnLoss,
+    /// Leave out what was committed before.
+    pub skip_to_lsn: Option<Lsn>,
     pub drain_timeout: Duration,
     pub ring: Budget,
     pub snapshot_workers: usize,
@@ -296,6 +306,8 @@ impl Config {
                 .nats_monitoring
                 .unwrap_or_else(|| monitoring(&nats)),
             accepts_stream_reset: arguments.accept_stream_reset,
+            on_slot_loss: arguments.on_slot_loss,
+            skip_to_lsn: arguments.skip_to_lsn,
             drain_timeout: arguments.drain_timeout,
             ring: Budget {
                 events_max: arguments.ring_events.max(1),

@@ -38,9 +38,11 @@ pub fn of_source(error: &source::Error) -> u8 {
     let error = match error {
         source::Error::Postgres(error) => error,
         source::Error::Identity(_) => return OTHER_HISTORY,
-        source::Error::Decode(_) | source::Error::Assemble(_) | source::Error::ServerStopping => {
-            return FAILURE;
-        }
+        source::Error::SkipBackwards { .. } | source::Error::SkipAhead { .. } => return USAGE,
+        source::Error::Decode(_)
+        | source::Error::Assemble(_)
+        | source::Error::ServerStopping
+        | source::Error::Checkpoint(_) => return FAILURE,
     };
     match error {
         Error::SlotMissing(_) => SLOT_MISSING,

@@ -8,7 +8,7 @@ use wire::{Lsn, Position};
 use crate::postgres::SystemIdentity;
 
 /// What is known from an earlier session, or from the checkpoint of an earlier run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub system_identifier: String,
     pub timeline: u32,

@@ -29,6 +29,7 @@ pub mod monitor;
 pub mod preflight;
 pub mod schema_registry;
 pub mod shared;
+pub mod slot;
 pub mod snapshot;
 pub mod streams;
 pub mod supervisor;

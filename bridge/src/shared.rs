@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use wire::Lsn;
+use wire::checkpoint::Owed;
 
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
@@ -41,6 +42,8 @@ pub struct Shared {
     identity: Mutex<Option<Identity>>,
     epoch: AtomicU64,
     slot_made: Mutex<Option<Lsn>>,
+    debt: Mutex<Debt>,
+    snapshots_due: Notify,
     reset: Mutex<Option<&'static str>>,
     publisher_woken: Notify,
     accepts_reset: AtomicBool,
@@ -50,6 +53,23 @@ pub struct Shared {
     company_known: Notify,
     /// Where snapshots and the stream meet.
     pub handoff: Handoff,
+}
+
+/// A gap from the moment it is known until consumers have all they need.
+#[derive(Debug, Default)]
+struct Debt {
+    owed: Option<Owed>,
+    is_told: bool,
+    /// Epoch of the last one that is done with.
+    settled: u64,
+}
+
+impl Debt {
+    fn settle(&mut self) {
+        if let Some(owed) = self.owed.take() {
+            self.settled = owed.gap.epoch;
+        }
+    }
 }
 
 impl Default for Shared {
@@ -64,6 +84,8 @@ impl Default for Shared {
             identity: Mutex::new(None),
             epoch: AtomicU64::new(0),
             slot_made: Mutex::new(None),
+            debt: Mutex::new(Debt::default()),
+            snapshots_due: Notify::new(),
             reset: Mutex::new(None),
             publisher_woken: Notify::new(),
             accepts_reset: AtomicBool::new(false),
@@ -140,6 +162,104 @@ impl Shared {
 
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// At least so many.
+    pub fn raise_epoch(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    /// Consumers have to be told; once the checkpoint says so too, no crash forgets it. A gap that they
+    /// have not been told of yet becomes part of this one. Gives it with its new epoch.
+    pub fn owe(&self, mut owed: Owed) -> Owed {
+        let mut debt = lock(&self.debt);
+        if let Some(earlier) = debt.owed.take() {
+            owed.resnapshot |= earlier.resnapshot;
+            if !debt.is_told {
+                owed.gap.from = if owed.gap.from.is_valid() && earlier.gap.from.is_valid() {
+                    owed.gap.from.min(earlier.gap.from)
+                } else {
+                    owed.gap.from.max(earlier.gap.from)
+                };
+                if owed.gap.to.is_valid() {
+                    owed.gap.to = owed.gap.to.max(earlier.gap.to);
+                }
+            }
+        }
+        owed.gap.epoch = self.epoch() + 1;
+        self.set_epoch(owed.gap.epoch);
+        debt.owed = Some(owed.clone());
+        debt.is_told = false;
+        owed
+    }
+
+    /// A gap that an earlier run, or another bridge on the slot, has left.
+    pub fn take_over_debt(&self, found: Option<Owed>) {
+        let mut debt = lock(&self.debt);
+        if debt.owed.is_none()
+            && found
+                .as_ref()
+                .is_some_and(|owed| owed.gap.epoch > debt.settled)
+        {
+            debt.owed = found;
+            debt.is_told = false;
+        }
+    }
+
+    /// What consumers have yet to be told.
+    pub fn owed(&self) -> Option<Owed> {
+        let debt = lock(&self.debt);
+        debt.owed.clone().filter(|_| !debt.is_told)
+    }
+
+    /// The same, or told with its snapshots yet to be asked for.
+    pub fn debt(&self) -> Option<Owed> {
+        lock(&self.debt).owed.clone()
+    }
+
+    /// Fills in where the lost changes begin and end, where that was not known.
+    pub fn complete_debt(&self, from: Lsn, to: Lsn) -> Option<Owed> {
+        let mut debt = lock(&self.debt);
+        let gap = &mut debt.owed.as_mut()?.gap;
+        if !gap.from.is_valid() {
+            gap.from = from;
+        }
+        if !gap.to.is_valid() {
+            gap.to = to;
+        }
+        debt.owed.clone()
+    }
+
+    /// The gap of this epoch is in the stream, and those before it.
+    pub fn gap_told(&self, epoch: u64) {
+        let mut debt = lock(&self.debt);
+        if debt.owed.as_ref().is_none_or(|owed| owed.gap.epoch > epoch) {
+            return;
+        }
+        debt.is_told = true;
+        if debt.owed.as_ref().is_some_and(|owed| owed.resnapshot) {
+            self.snapshots_due.notify_one();
+        } else {
+            debt.settle();
+        }
+    }
+
+    /// Another bridge on the slot has taken it on itself.
+    pub fn forget_debt(&self) {
+        *lock(&self.debt) = Debt::default();
+    }
+
+    /// Returns when snapshots of all tables have to be asked for.
+    pub async fn snapshots_due(&self) {
+        self.snapshots_due.notified().await;
+    }
+
+    /// They were asked for.
+    pub fn snapshots_asked(&self) {
+        let mut debt = lock(&self.debt);
+        if debt.is_told {
+            debt.settle();
+        }
     }
 
     /// The slot did not exist and was made now, keeping changes from this LSN on.

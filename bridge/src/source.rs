@@ -7,13 +7,16 @@
 //! A plain OS thread on a blocking socket: it must be able to nap between reads (see `postgres::gulp`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
 use daemon::shutdown::Shutdown;
+use wire::checkpoint::Owed;
+use wire::gap::{Gap, Reason};
 use wire::{Lsn, Position, SubjectPattern};
 
 use crate::assembler::{self, Assembler};
+use crate::checkpoint::{self, Records};
 use crate::config::TableFilter;
 use crate::event::Slab;
 use crate::feedback::{Feedback, Pings};
@@ -22,12 +25,13 @@ use crate::metrics::Metrics;
 use crate::pgoutput;
 use crate::postgres::gulp::Gulp;
 use crate::postgres::{
-    self, CreatedSlot, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session,
-    WAL_SENDER_TIMEOUT, quote_literal,
+    self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, ServerError, Session,
+    WAL_SENDER_TIMEOUT,
 };
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
+use crate::slot::{self, OnLoss};
 use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,17 @@ pub enum Error {
     ServerStopping,
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    #[error("what consumers have to be told cannot be written down yet")]
+    Checkpoint(#[from] checkpoint::Error),
+    #[error(
+        "--skip-to-lsn {to} lies behind the slot, which is at {at}: there is no going back. Leave the flag out"
+    )]
+    SkipBackwards { to: Lsn, at: Lsn },
+    #[error(
+        "--skip-to-lsn {to} lies ahead of the end of WAL at {end}; SELECT pg_current_wal_lsn() skips everything \
+         written so far"
+    )]
+    SkipAhead { to: Lsn, end: Lsn },
 }
 
 impl Error {
@@ -49,9 +64,18 @@ impl Error {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Postgres(error) => error.is_retryable(),
-            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping => true,
-            Self::Identity(_) => false,
+            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping | Self::Checkpoint(_) => {
+                true
+            }
+            Self::Identity(_) | Self::SkipBackwards { .. } | Self::SkipAhead { .. } => false,
         }
+    }
+
+    fn is_slot_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Postgres(postgres::Error::SlotLost(_) | postgres::Error::SlotMissing(_))
+        )
     }
 }
 
@@ -63,6 +87,11 @@ pub struct Origin {
     pub publications: Vec<String>,
     pub filter: TableFilter,
     pub subjects: SubjectPattern,
+    pub on_slot_loss: OnLoss,
+    /// Where an operator wants to go on, leaving out what was committed before.
+    pub skip_to: Option<Lsn>,
+    /// An earlier run has had the slot.
+    pub slot_was_used: bool,
 }
 
 pub struct Source {
@@ -74,8 +103,11 @@ pub struct Source {
     observer: Observer,
     /// End of the last transaction that went into the ring, or waits to.
     handed_over: Lsn,
-    /// From then on a missing slot is an error: a new one would skip changes silently.
-    slot_was_seen: bool,
+    records: Records,
+    /// PostgreSQL has said so, whatever the catalogue shows.
+    slot_is_lost: bool,
+    /// Another bridge had the slot, so what is known may be out of date.
+    was_standby: bool,
 }
 
 /// Longest time between two looks at feedback and shutdown.
@@ -94,16 +126,19 @@ impl Source {
         shared: Arc<Shared>,
         metrics: Metrics,
         shutdown: Shutdown,
+        records: Records,
     ) -> Self {
         Self {
             origin,
+            records,
             producer,
             shared,
             metrics,
             shutdown,
             observer: Observer::default(),
             handed_over: Lsn::INVALID,
-            slot_was_seen: false,
+            slot_is_lost: false,
+            was_standby: false,
         }
     }
 
@@ -118,9 +153,11 @@ impl Source {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            if !error.is_retryable() {
+            let is_renewed = error.is_slot_loss() && self.origin.on_slot_loss == OnLoss::Resnapshot;
+            if !error.is_retryable() && !is_renewed {
                 return Err(error);
             }
+            self.slot_is_lost |= matches!(error, Error::Postgres(postgres::Error::SlotLost(_)));
             self.metrics.connected.set(0);
             if started.elapsed() > Duration::from_secs(10) {
                 backoff.reset();
@@ -131,6 +168,7 @@ impl Source {
                         tracing::info!(slot = self.origin.slot, "the slot is in use, standing by");
                     }
                     self.shared.source_is(Condition::Standby);
+                    self.was_standby = true;
                     // Jitter, so that of several standbys no two ask at the same time for ever.
                     STANDBY_RETRY / 2
                         + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
@@ -139,7 +177,10 @@ impl Source {
                 | Error::Decode(_)
                 | Error::Assemble(_)
                 | Error::ServerStopping
-                | Error::Identity(_) => {
+                | Error::Identity(_)
+                | Error::Checkpoint(_)
+                | Error::SkipBackwards { .. }
+                | Error::SkipAhead { .. } => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
                     tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
@@ -159,30 +200,22 @@ impl Source {
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
-        self.identify(&mut session)?;
+        let wal_end = self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
         self.observer.session(xid);
-        match confirmed_flush_lsn(&mut session, &self.origin.slot)? {
-            // Told by an earlier run, or by another bridge that had the slot meanwhile.
-            Some(confirmed) => self.shared.confirm(confirmed),
-            None if self.slot_was_seen => {}
-            None => {
-                if let Some(made) = make_slot(&mut session, &self.origin.slot)? {
-                    let from = made.consistent_point;
-                    tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
-                    self.shared.slot_made(from);
-                }
-            }
-        }
-        self.slot_was_seen = true;
+        self.ready_slot(&mut session, wal_end)?;
         let mut stream = session.start_replication(
             &self.origin.slot,
             &self.origin.publications,
             &START_OPTIONS,
         )?;
-        self.shared.replication_started();
+        if self.was_standby {
+            self.records.refresh()?;
+            self.was_standby = false;
+        }
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
+        self.shared.replication_started();
         // It may have to tell a gap, whether an event comes or not.
         self.shared.wake_publisher();
         tracing::info!(slot = self.origin.slot, "replication started");
@@ -212,8 +245,8 @@ impl Source {
         Ok(())
     }
 
-    /// Refuses another cluster, and an earlier state of this one.
-    fn identify(&self, session: &mut Session) -> Result<(), Error> {
+    /// Refuses another cluster, and an earlier state of this one. Gives the end of WAL.
+    fn identify(&self, session: &mut Session) -> Result<Lsn, Error> {
         let found = session.identify_system()?;
         // Without an identity the position is that of another stream, and says nothing about this server.
         let identity = self.shared.identity();
@@ -221,7 +254,150 @@ impl Source {
         let position = known.map_or(Position::START, |known| known.position);
         identity::check(identity.as_ref(), &found, position)?;
         self.shared.set_identity(Identity::from(&found));
+        Ok(found.wal_lsn)
+    }
+
+    /// Sees that there is a slot to stream from, and that consumers will hear of what it does not hold.
+    fn ready_slot(&mut self, session: &mut Session, wal_end: Lsn) -> Result<(), Error> {
+        let name = &self.origin.slot;
+        match slot::look(session, name)? {
+            Some(found) if !found.is_here => {
+                let text = format!("slot {name} was not created in this database");
+                return Err(postgres::Error::WrongDatabase(ServerError::own("55000", text)).into());
+            }
+            Some(found) if found.is_lost || self.slot_is_lost => self.renew(session, true)?,
+            None => self.renew(session, false)?,
+            Some(found) => {
+                let confirmed = self.skip(session, found, wal_end)?;
+                // Told by an earlier run, or by another bridge that had the slot meanwhile.
+                self.shared.confirm(confirmed);
+                self.shared.complete_debt(Lsn::INVALID, confirmed);
+            }
+        }
+        self.origin.slot_was_used = true;
         Ok(())
+    }
+
+    /// Makes a slot where there is none, or in the place of one that is lost. What it cannot send is owed
+    /// to consumers, and that is written down before the slot is there: a crash in between must not make
+    /// the new slot look like one that has always been.
+    fn renew(&mut self, session: &mut Session, is_there: bool) -> Result<(), Error> {
+        let name = &self.origin.slot;
+        let is_begun = match self.shared.owed() {
+            Some(owed) if owed.gap.reason == Reason::SlotLost => {
+                let last = self.records.last_gap()?;
+                last.is_none_or(|last| last.epoch < owed.gap.epoch)
+            }
+            _ => false,
+        };
+        let is_lost = is_there || self.origin.slot_was_used;
+        if is_lost && !is_begun && self.origin.on_slot_loss == OnLoss::Halt {
+            return Err(Error::Postgres(if is_there {
+                let text = format!("slot {name} was invalidated");
+                postgres::Error::SlotLost(ServerError::own("55000", text))
+            } else {
+                let text = format!("slot {name} does not exist");
+                postgres::Error::SlotMissing(ServerError::own("42704", text))
+            }));
+        }
+        // What was read from the old slot belongs before the gap.
+        while !self.producer.is_empty() && !self.is_ending() {
+            std::thread::park_timeout(FULL_PARK);
+        }
+        if !is_begun && (is_lost || self.records.holds_events()?) {
+            tracing::error!(
+                slot = name,
+                "the slot is gone and with it changes; making a new one, consumers will be told"
+            );
+            self.owe(Reason::SlotLost, Lsn::INVALID)?;
+        }
+        if is_there {
+            slot::drop_lost(session, name)?;
+        }
+        if let Some(made) = slot::make(session, name)? {
+            let from = made.consistent_point;
+            tracing::info!(slot = name, %from, "slot made; changes from now on are kept");
+            self.shared.confirm(from);
+            self.shared.complete_debt(Lsn::INVALID, from);
+            self.shared.slot_made(from);
+        } else {
+            self.shared.forget_debt();
+        }
+        self.slot_is_lost = false;
+        Ok(())
+    }
+
+    /// Moves the slot ahead where an operator wants that, or an earlier run has begun to. Gives where the
+    /// slot stands then.
+    fn skip(
+        &mut self,
+        session: &mut Session,
+        found: slot::State,
+        wal_end: Lsn,
+    ) -> Result<Lsn, Error> {
+        let name = &self.origin.slot;
+        let at = found.confirmed_flush;
+        let begun = self
+            .shared
+            .owed()
+            .filter(|owed| owed.gap.reason == Reason::Skipped);
+        let to = match (self.origin.skip_to, begun) {
+            (Some(to), begun) if begun.as_ref().is_none_or(|owed| owed.gap.to < to) => {
+                if to < at && self.was_skipped_to(to)? {
+                    tracing::warn!(%to, "an earlier run has skipped to there; leave out --skip-to-lsn");
+                    self.origin.skip_to = None;
+                    return Ok(at);
+                }
+                if to < at {
+                    return Err(Error::SkipBackwards { to, at });
+                }
+                if to > wal_end {
+                    return Err(Error::SkipAhead { to, end: wal_end });
+                }
+                if to == at {
+                    tracing::info!(%to, "the slot is there already, nothing is skipped");
+                    self.origin.skip_to = None;
+                    return Ok(at);
+                }
+                if found.is_active {
+                    let text = format!("slot {name} is active");
+                    return Err(postgres::Error::SlotInUse(ServerError::own("55006", text)).into());
+                }
+                self.owe(Reason::Skipped, to)?;
+                to
+            }
+            (_, Some(owed)) if owed.gap.to > at => owed.gap.to,
+            (_, _) => return Ok(at),
+        };
+        slot::advance(session, &self.origin.slot, to)?;
+        tracing::warn!(slot = self.origin.slot, from = %at, %to, "the slot was moved ahead: what was committed between is not read");
+        self.origin.skip_to = None;
+        Ok(to)
+    }
+
+    /// An earlier run did, and has told it.
+    fn was_skipped_to(&self, to: Lsn) -> Result<bool, Error> {
+        let last = self.records.last_gap()?;
+        Ok(last.is_some_and(|last| last.reason == Reason::Skipped && last.to == to))
+    }
+
+    /// Consumers have to be told; from here on no crash forgets it.
+    fn owe(&self, reason: Reason, to: Lsn) -> Result<(), Error> {
+        let resnapshot =
+            reason == Reason::SlotLost && self.origin.on_slot_loss == OnLoss::Resnapshot;
+        self.shared.owe(Owed {
+            gap: Gap {
+                slot: self.origin.slot.clone(),
+                epoch: 0,
+                // Where the stream ends then.
+                from: Lsn::INVALID,
+                to,
+                reason,
+                timestamp: checkpoint::seconds(SystemTime::now()),
+            },
+            resnapshot,
+        });
+        Ok(self.records.write()?)
     }
 
     /// One read, all the frames it brought, and feedback when it is due.
@@ -383,30 +559,6 @@ fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
     xid.ok_or(postgres::Error::Protocol {
         expected: "a transaction id",
     })
-}
-
-/// What the slot has been told so far; None when there is no slot.
-fn confirmed_flush_lsn(session: &mut Session, slot: &str) -> Result<Option<Lsn>, postgres::Error> {
-    let sql = format!(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}",
-        quote_literal(slot)
-    );
-    let rows = session.simple_query(&sql)?;
-    let lsn = |row: &Vec<Option<String>>| row.first()?.as_ref()?.parse().ok();
-    // A slot of another kind has none; START_REPLICATION says what is wrong with it.
-    Ok(rows.first().map(|row| lsn(row).unwrap_or(Lsn::INVALID)))
-}
-
-/// Makes the slot. None: it is there already.
-fn make_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
-    // PostgreSQL: a failover slot is copied to standbys from 17 on, if they ask for it.
-    let is_failover = session.server_major_version() >= 17;
-    match session.create_slot(slot, is_failover) {
-        Ok(made) => Ok(Some(made)),
-        // Another bridge was quicker.
-        Err(postgres::Error::SlotExists(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// What lives as long as one session.

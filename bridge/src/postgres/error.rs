@@ -44,11 +44,11 @@ pub enum Error {
     #[error("replication slot exists already: {0}")]
     SlotExists(Box<ServerError>),
     #[error(
-        "replication slot is missing: {0}; changes since it was dropped are lost. Create it (a new slot starts now) and take new snapshots"
+        "replication slot is missing: {0}; changes since it was dropped are lost. Start with --on-slot-loss resnapshot to go on with a new slot, tell consumers of the gap and make new snapshots"
     )]
     SlotMissing(Box<ServerError>),
     #[error(
-        "replication slot is lost: {0}; the WAL it needs is gone. Drop it with pg_drop_replication_slot(), let it be created again and take new snapshots; see max_slot_wal_keep_size"
+        "replication slot is lost: {0}; the WAL it needs is gone (see max_slot_wal_keep_size). Start with --on-slot-loss resnapshot to go on with a new slot, tell consumers of the gap and make new snapshots"
     )]
     SlotLost(Box<ServerError>),
     #[error("replication slot belongs to another database: {0}; check PG_DB or --slot")]
@@ -115,6 +115,15 @@ impl fmt::Display for ServerError {
 }
 
 impl ServerError {
+    /// What was seen in the catalogue, before the server had to say it.
+    pub fn own(sqlstate: &str, message: String) -> Box<Self> {
+        Box::new(Self {
+            sqlstate: sqlstate.to_owned(),
+            message,
+            ..Self::default()
+        })
+    }
+
     /// Reads the fields it knows; a malformed body gives what came before the damage.
     pub(super) fn parse(body: &[u8]) -> Self {
         let mut error = Self::default();

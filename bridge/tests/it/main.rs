@@ -14,5 +14,6 @@ mod writer;
 mod cases;
 mod cli;
 mod crash;
+mod gaps;
 mod history;
 mod idle;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gap::Gap;
 use crate::position::Position;
 
 /// The last known state of one slot.
@@ -35,4 +36,17 @@ pub struct Checkpoint {
     pub filter_hash: String,
     /// Seconds since 1970-01-01 UTC.
     pub updated_at: i64,
+    /// What consumers have yet to be told. Written before the slot is touched, gone once they were told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<Owed>,
+}
+
+/// A gap that is not in the stream yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owed {
+    /// As it will be told. `from` or `to` is 0/0 while that is not known.
+    pub gap: Gap,
+    /// Snapshots of the bridge's tables are asked for once it was told.
+    #[serde(default)]
+    pub resnapshot: bool,
 }

@@ -427,6 +427,7 @@ fn services() -> Vec<Sample> {
         publication: "cdc_pub".to_owned(),
         filter_hash: "a54d88e06612d820".to_owned(),
         updated_at: 1_765_362_600,
+        owed: None,
     };
     let command = WriteCommand {
         operation_id: operation_id(),
