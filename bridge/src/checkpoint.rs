@@ -18,6 +18,7 @@ use wire::gap::Gap;
 use wire::names::BUCKET_BRIDGE_STATE;
 use wire::{Message as _, Position};
 
+use crate::counting::{Counted, Counting};
 use crate::publish::incarnation::Known;
 use crate::publish::publisher::Chained;
 use crate::shared::{Condition, Shared};
@@ -142,8 +143,8 @@ pub struct Fixed {
     pub stream: String,
     /// When the server made the stream, for a record that is written before the stream's tail is read.
     pub stream_created: String,
-    pub publication: String,
-    pub filter_hash: String,
+    /// Of this run; the record says that of the stream.
+    pub counting: Counting,
 }
 
 /// The one writer of the record in this process.
@@ -196,6 +197,14 @@ impl Keeper {
         if let Some(checkpoint) = &found.checkpoint {
             self.shared.raise_epoch(checkpoint.epoch);
             self.shared.take_over_debt(checkpoint.owed.clone());
+            if let Some(counted) = Counted::of(checkpoint, &self.fixed.counting) {
+                self.shared.set_counted(counted);
+            } else {
+                tracing::warn!(
+                    "an earlier version of the bridge ran with another --table or --publication: if it ended within a \
+                     transaction, events of that may be missing or come twice"
+                );
+            }
         }
         Ok(found.checkpoint)
     }
@@ -269,6 +278,7 @@ impl Keeper {
             at: SystemTime::now(),
         });
         let identity = shared.identity().unwrap_or_default();
+        let counted = shared.counted();
         Checkpoint {
             slot: fixed.slot.clone(),
             position: known.position,
@@ -278,8 +288,11 @@ impl Keeper {
             system_identifier: identity.system_identifier,
             timeline: identity.timeline,
             epoch: shared.epoch(),
-            publication: fixed.publication.clone(),
-            filter_hash: fixed.filter_hash.clone(),
+            publication: counted.by.publications.join(","),
+            filter_hash: counted.by.hash(),
+            tables: counted.by.tables,
+            filters: counted.by.filters,
+            counted_from: counted.from,
             updated_at: seconds(known.at),
             owed: shared.debt(),
         }
@@ -301,8 +314,6 @@ pub struct Records {
     keeper: Keeper,
     jetstream: jetstream::Context,
     gap_subject: String,
-    /// Wildcards over the bridge's own subjects.
-    filters: Vec<String>,
 }
 
 /// For one question to NATS; then the source asks PostgreSQL again, too.
@@ -310,18 +321,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Records {
     /// For threads beside the runtime this is called in.
-    pub fn new(
-        keeper: Keeper,
-        jetstream: jetstream::Context,
-        gap_subject: String,
-        filters: Vec<String>,
-    ) -> Self {
+    pub fn new(keeper: Keeper, jetstream: jetstream::Context, gap_subject: String) -> Self {
         Self {
             runtime: Handle::current(),
             keeper,
             jetstream,
             gap_subject,
-            filters,
         }
     }
 
@@ -335,15 +340,24 @@ impl Records {
         self.wait(async { self.keeper.refresh().await.map(drop) })
     }
 
-    /// Whether events of the bridge's tables are in the stream, whoever wrote them.
-    pub fn holds_events(&self) -> Result<bool, Error> {
+    /// The last event under any of these filters, whoever wrote it, and whether its transaction ends there.
+    pub fn last_event(&self, filters: &[String]) -> Result<Option<(Position, bool)>, Error> {
         self.wait(async {
-            for filter in &self.filters {
-                if self.last(filter).await?.is_some() {
-                    return Ok(true);
-                }
+            let mut found: Option<(Position, bool)> = None;
+            for filter in filters {
+                let Some(payload) = self.last(filter).await? else {
+                    continue;
+                };
+                // Behind a gap nothing was published yet, so no transaction is under way there.
+                let last = match wire::event::Tail::decode(&payload) {
+                    Ok(tail) => Some((tail.position(), tail.last)),
+                    Err(_) => Gap::decode(&payload)
+                        .ok()
+                        .map(|gap| (Position::new(gap.to, 0), true)),
+                };
+                found = found.max(last);
             }
-            Ok(false)
+            Ok(found)
         })
     }
 

@@ -21,6 +21,7 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod claims;
 pub mod config;
+pub mod counting;
 pub mod durability;
 pub mod exit;
 pub mod identity;

@@ -8,9 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wire::Lsn;
 use wire::checkpoint::Owed;
+use wire::{Lsn, Position};
 
+use crate::counting::Counted;
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
 use crate::publish::mode::Choice;
@@ -43,6 +44,7 @@ pub struct Shared {
     epoch: AtomicU64,
     slot_made: Mutex<Option<Lsn>>,
     debt: Mutex<Debt>,
+    counted: Mutex<Counted>,
     snapshots_due: Notify,
     reset: Mutex<Option<&'static str>>,
     publisher_woken: Notify,
@@ -85,6 +87,7 @@ impl Default for Shared {
             epoch: AtomicU64::new(0),
             slot_made: Mutex::new(None),
             debt: Mutex::new(Debt::default()),
+            counted: Mutex::new(Counted::default()),
             snapshots_due: Notify::new(),
             reset: Mutex::new(None),
             publisher_woken: Notify::new(),
@@ -260,6 +263,20 @@ impl Shared {
         if debt.is_told {
             debt.settle();
         }
+    }
+
+    /// How the stream's events were counted so far.
+    pub fn counted(&self) -> Counted {
+        lock(&self.counted).clone()
+    }
+
+    /// The stream is another one.
+    pub fn forget_counted_from(&self) {
+        lock(&self.counted).from = Position::START;
+    }
+
+    pub fn set_counted(&self, counted: Counted) {
+        *lock(&self.counted) = counted;
     }
 
     /// The slot did not exist and was made now, keeping changes from this LSN on.

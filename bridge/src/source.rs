@@ -17,7 +17,7 @@ use wire::{Lsn, Position, SubjectPattern};
 
 use crate::assembler::{self, Assembler};
 use crate::checkpoint::{self, Records};
-use crate::config::TableFilter;
+use crate::counting::{Counted, Counting};
 use crate::event::Slab;
 use crate::feedback::{Feedback, Pings};
 use crate::identity::{self, Identity};
@@ -84,8 +84,7 @@ impl Error {
 pub struct Origin {
     pub endpoint: Endpoint,
     pub slot: String,
-    pub publications: Vec<String>,
-    pub filter: TableFilter,
+    pub counting: Counting,
     pub subjects: SubjectPattern,
     pub on_slot_loss: OnLoss,
     /// Where an operator wants to go on, leaving out what was committed before.
@@ -108,6 +107,8 @@ pub struct Source {
     slot_is_lost: bool,
     /// Another bridge had the slot, so what is known may be out of date.
     was_standby: bool,
+    /// The record says how this run counts.
+    is_recorded: bool,
 }
 
 /// Longest time between two looks at feedback and shutdown.
@@ -139,6 +140,7 @@ impl Source {
             handed_over: Lsn::INVALID,
             slot_is_lost: false,
             was_standby: false,
+            is_recorded: false,
         }
     }
 
@@ -204,14 +206,25 @@ impl Source {
         let xid = recent_xid(&mut session)?;
         self.observer.session(xid);
         self.ready_slot(&mut session, wal_end)?;
-        let mut stream = session.start_replication(
-            &self.origin.slot,
-            &self.origin.publications,
-            &START_OPTIONS,
-        )?;
+        let begun = self.begun_transaction()?;
+        let counting = match &begun {
+            Some(begun) => begun.by.clone(),
+            None => self.origin.counting.clone(),
+        };
+        let mut stream =
+            session.start_replication(&self.origin.slot, &counting.publications, &START_OPTIONS)?;
         if self.was_standby {
+            let before = self.shared.counted();
             self.records.refresh()?;
             self.was_standby = false;
+            if self.shared.counted() != before {
+                stream.close(CLOSE_TIMEOUT)?;
+                return Ok(());
+            }
+        }
+        if !self.is_recorded {
+            self.records.write()?;
+            self.is_recorded = true;
         }
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
@@ -223,7 +236,7 @@ impl Source {
         let number = self.shared.session();
         let mut run = Run {
             assembler: Assembler::new(
-                self.origin.filter.clone(),
+                counting.filter(),
                 self.origin.subjects.clone(),
                 number,
                 xid,
@@ -233,6 +246,7 @@ impl Source {
             pings: Pings::new(Instant::now()),
             gulp: Gulp::default(),
             wal_end: Lsn::INVALID,
+            begun,
         };
         while !self.is_ending() && self.shared.session() == number {
             self.gulp(&mut stream, &mut run)?;
@@ -304,7 +318,7 @@ impl Source {
         while !self.producer.is_empty() && !self.is_ending() {
             std::thread::park_timeout(FULL_PARK);
         }
-        if !is_begun && (is_lost || self.records.holds_events()?) {
+        if !is_begun && (is_lost || self.holds_events()?) {
             tracing::error!(
                 slot = name,
                 "the slot is gone and with it changes; making a new one, consumers will be told"
@@ -324,6 +338,45 @@ impl Source {
             self.shared.forget_debt();
         }
         self.slot_is_lost = false;
+        Ok(())
+    }
+
+    /// Where an earlier run was told to publish other tables: the transaction it ended in, if that is in
+    /// the stream in part only.
+    fn begun_transaction(&mut self) -> Result<Option<Begun>, Error> {
+        let counted = self.shared.counted();
+        if counted.by == self.origin.counting {
+            return Ok(None);
+        }
+        let last = self.records.last_event(&counted.by.filters)?;
+        let (position, is_last) = last.unwrap_or((Position::START, true));
+        if is_last || position <= counted.from {
+            let commit_lsn = position.max(counted.from).commit_lsn;
+            tracing::info!(behind = %commit_lsn, "publications or tables are others than in the run before");
+            let by = self.origin.counting.clone();
+            self.shared.set_counted(Counted::behind(commit_lsn, by));
+            self.records.write()?;
+            return Ok(None);
+        }
+        tracing::warn!(
+            %position, publications = ?counted.by.publications, tables = ?counted.by.tables,
+            "publications or tables are others than in the run before, which ended in the middle of a transaction: \
+             finishing that as it was begun"
+        );
+        Ok(Some(Begun {
+            commit_lsn: position.commit_lsn,
+            by: counted.by,
+        }))
+    }
+
+    /// The transaction that was begun under other settings is read to its end. Once it is stored the next
+    /// session goes by those of this run.
+    fn count_anew(&mut self, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+        while !self.producer.is_empty() && !self.is_ending() {
+            std::thread::park_timeout(FULL_PARK);
+            self.feedback(stream, run, false)?;
+        }
+        self.shared.rewind();
         Ok(())
     }
 
@@ -375,6 +428,11 @@ impl Source {
         Ok(to)
     }
 
+    fn holds_events(&self) -> Result<bool, Error> {
+        let last = self.records.last_event(&self.origin.counting.filters)?;
+        Ok(last.is_some())
+    }
+
     /// An earlier run did, and has told it.
     fn was_skipped_to(&self, to: Lsn) -> Result<bool, Error> {
         let last = self.records.last_gap()?;
@@ -411,6 +469,7 @@ impl Source {
         let mut messages = 0;
         let mut is_reply_due = false;
         let mut is_stopping = false;
+        let mut is_past_begun = false;
         loop {
             // What did not fit goes into the ring before the next frame is looked at.
             let mut sealed = Vec::new();
@@ -421,6 +480,12 @@ impl Source {
                 }) => {
                     let message = pgoutput::decode(payload)?;
                     let is_begin = matches!(message, pgoutput::Message::Begin(_));
+                    if let (pgoutput::Message::Begin(begin), Some(begun)) = (&message, &run.begun)
+                        && begin.final_lsn > begun.commit_lsn
+                    {
+                        is_past_begun = true;
+                        break;
+                    }
                     if let pgoutput::Message::LogicalMessage(written) = &message {
                         let transaction = run.assembler.transaction();
                         self.observer
@@ -461,6 +526,9 @@ impl Source {
             && !self.hand_over(slab, stream, run)?
         {
             return Ok(());
+        }
+        if is_past_begun {
+            return self.count_anew(stream, run);
         }
         self.feedback(stream, run, is_reply_due)?;
         if is_stopping && self.shared.confirmed() < run.wal_end {
@@ -569,4 +637,12 @@ struct Run {
     gulp: Gulp,
     /// The highest WAL end a keepalive named.
     wal_end: Lsn,
+    /// To be finished before anything else is read.
+    begun: Option<Begun>,
+}
+
+/// A transaction of which the stream holds only the beginning, counted as an earlier run was told to.
+struct Begun {
+    commit_lsn: Lsn,
+    by: Counting,
 }

@@ -15,12 +15,14 @@ use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
 use daemon::shutdown::Shutdown;
 use tokio::sync::oneshot;
+use wire::Position;
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
 use crate::checkpoint::{self, Fixed, Keeper, Records};
 use crate::claims::{self, Claim, Claims};
 use crate::config::Config;
+use crate::counting::{Counted, Counting};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
@@ -215,6 +217,10 @@ async fn remember(
         });
     };
     let fixed = fixed(config, created.clone());
+    shared.set_counted(Counted {
+        by: fixed.counting.clone(),
+        from: Position::START,
+    });
     let keeper = Keeper::new(store.clone(), fixed, shared.clone());
     let found = keeper.refresh().await?;
     if let Some(found) = &found {
@@ -287,12 +293,7 @@ async fn stream(
         admin.shared.clone(),
         admin.metrics.clone(),
         admin.shutdown.clone(),
-        Records::new(
-            keeper.clone(),
-            jetstream.clone(),
-            config.subjects.gap(),
-            config.tables.subject_filters(&config.subjects),
-        ),
+        Records::new(keeper.clone(), jetstream.clone(), config.subjects.gap()),
     );
     let spawned = std::thread::Builder::new()
         .name("source".to_owned())
@@ -376,8 +377,7 @@ fn origin(config: &Config, slot_was_used: bool) -> Origin {
     Origin {
         endpoint: endpoint(&config.postgres),
         slot: config.slot.clone(),
-        publications: config.publications.clone(),
-        filter: config.tables.clone(),
+        counting: Counting::of(config),
         subjects: config.subjects.clone(),
         on_slot_loss: config.on_slot_loss,
         skip_to: config.skip_to_lsn,
@@ -391,8 +391,7 @@ fn fixed(config: &Config, stream_created: String) -> Fixed {
         slot: config.slot.clone(),
         stream: config.cdc_stream.clone(),
         stream_created,
-        publication: config.publications.join(","),
-        filter_hash: filter_hash(config),
+        counting: Counting::of(config),
     }
 }
 
@@ -447,16 +446,6 @@ fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::R
 async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {
     shutdown.wait().await;
     tokio::time::sleep(timeout).await;
-}
-
-/// Changes with everything that decides which rows are counted, and so what a position means.
-fn filter_hash(config: &Config) -> String {
-    use sha2::{Digest as _, Sha256};
-    let mut tables = config.tables.names().to_vec();
-    tables.sort();
-    let digest = Sha256::digest(tables.join(",").as_bytes());
-    let prefix: [u8; 8] = std::array::from_fn(|index| digest[index]);
-    format!("{:016x}", u64::from_be_bytes(prefix))
 }
 
 fn drained(admin: &Admin) -> u8 {

@@ -55,7 +55,7 @@ fn wait_for_snapshot(rig: &Rig, table: &str) -> u64 {
 }
 
 /// Lets the stream take `messages` in all, and refuse more.
-fn limit_stream(rig: &Rig, messages: i64) {
+pub fn limit_stream(rig: &Rig, messages: i64) {
     stream::runtime().block_on(async {
         let context = stream::jetstream(rig.nats()).await;
         let stream = context.get_stream("CDC").await.expect("there is a stream");

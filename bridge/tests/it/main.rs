@@ -13,6 +13,7 @@ mod writer;
 // The promises.
 mod cases;
 mod cli;
+mod counting;
 mod crash;
 mod gaps;
 mod history;

@@ -31,9 +31,18 @@ pub struct Checkpoint {
     pub epoch: u64,
     /// The publication, or several joined by commas.
     pub publication: String,
-    /// Hash of the table filter and the subject pattern: `seq` counts published events, so a
-    /// position means the same only under the same filter.
+    /// Hash of the table filter: `seq` counts published events, so a position means the same only
+    /// under the same publications and the same filter.
     pub filter_hash: String,
+    /// The tables of `--table`; empty when all are published.
+    #[serde(default)]
+    pub tables: Vec<String>,
+    /// Wildcards over the subjects of their events.
+    #[serde(default)]
+    pub filters: Vec<String>,
+    /// The last transaction that was counted under other settings. All of it is in the stream.
+    #[serde(default)]
+    pub counted_from: Position,
     /// Seconds since 1970-01-01 UTC.
     pub updated_at: i64,
     /// What consumers have yet to be told. Written before the slot is touched, gone once they were told.

@@ -19,7 +19,9 @@ use crate::publish::tail::{self, Tail};
 impl Publisher {
     /// Finds out what the stream holds, and starts over right behind it.
     pub(super) async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+        let counted = self.shared.counted();
+        let mut tail = tail::read(connection, &self.target.stream, &counted.by.filters).await?;
+        self.reach_counted(&mut tail, counted.from);
         let proven = self.proven_before(&tail);
         self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
@@ -74,6 +76,17 @@ impl Publisher {
             "going on from the stream's tail"
         );
         Ok(())
+    }
+
+    /// What was counted in another way may lie under subjects that are not this bridge's any more.
+    fn reach_counted(&self, tail: &mut Tail, from: Position) {
+        let known = self.shared.known();
+        let is_known = known.is_some_and(|known| {
+            known.created == tail.created && known.sequence <= tail.last_sequence
+        });
+        if is_known && !tail.is_empty {
+            tail.position = tail.position.max(from);
+        }
     }
 
     /// Chooses the mode anew with each tail: the server may be another one, or another bridge has come.
@@ -191,6 +204,9 @@ impl Publisher {
                     Reason::StreamReset,
                 );
                 // Positions of another stream say nothing about this one.
+                if verdict == Verdict::Recreated {
+                    self.shared.forget_counted_from();
+                }
                 Ok(if verdict == Verdict::Purged {
                     known_position
                 } else {
