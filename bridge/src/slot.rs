@@ -30,6 +30,8 @@ pub struct State {
     pub is_active: bool,
     /// WAL that it needs is gone, or it was invalidated for another reason.
     pub is_lost: bool,
+    /// A standby keeps it as a copy of the primary's.
+    pub is_copy: bool,
 }
 
 /// `wal_status` (13), `conflicting` (16) and `invalidation_reason` (17), as far as the server has them.
@@ -40,7 +42,8 @@ const IS_LOST: &str = "(coalesce(to_jsonb(slot) ->> 'wal_status' = 'lost', false
 /// None: there is no slot of that name.
 pub fn look(session: &mut Session, name: &str) -> Result<Option<State>, Error> {
     let sql = format!(
-        "SELECT confirmed_flush_lsn, database IS NULL OR database = current_database(), active, {IS_LOST} \
+        "SELECT confirmed_flush_lsn, database IS NULL OR database = current_database(), active, {IS_LOST}, \
+           pg_is_in_recovery() AND coalesce(to_jsonb(slot) ->> 'synced' = 'true', false) \
          FROM pg_replication_slots AS slot WHERE slot_name = {}",
         quote_literal(name)
     );
@@ -57,7 +60,15 @@ pub fn look(session: &mut Session, name: &str) -> Result<Option<State>, Error> {
         is_here: text(1) == Some("t"),
         is_active: text(2) == Some("t"),
         is_lost: text(3) == Some("t"),
+        is_copy: text(4) == Some("t"),
     }))
+}
+
+/// Whether the server is a standby.
+pub fn is_standby(session: &mut Session) -> Result<bool, Error> {
+    let rows = session.simple_query("SELECT pg_is_in_recovery()")?;
+    let first = rows.first().and_then(|row| row.first()?.as_deref());
+    Ok(first == Some("t"))
 }
 
 /// Makes the slot. None: it is there already.

@@ -265,8 +265,30 @@ impl Source {
         // Without an identity the position is that of another stream, and says nothing about this server.
         let identity = self.shared.identity();
         let known = self.shared.known().filter(|_| identity.is_some());
-        let position = known.map_or(Position::START, |known| known.position);
-        identity::check(identity.as_ref(), &found, position)?;
+        let mut position = known.map_or(Position::START, |known| known.position);
+        let mut history = Vec::new();
+        if let Some(identity) = &identity
+            && identity.system_identifier == found.system_identifier
+            && identity.timeline != found.timeline
+        {
+            history = session.timeline_history(found.timeline)?;
+            // The last events before a failover decide: those that the record does not know of yet, and
+            // those under way.
+            while !self.producer.is_empty() && !self.is_ending() {
+                std::thread::park_timeout(FULL_PARK);
+            }
+            let filters = self.shared.counted().by.filters;
+            let last = self.records.last_event(&filters)?;
+            position = position.max(last.map_or(Position::START, |(position, _)| position));
+        }
+        identity::check(identity.as_ref(), &found, &history, position)?;
+        if let Some(before) = identity.filter(|identity| identity.timeline != found.timeline) {
+            tracing::info!(
+                before = before.timeline,
+                timeline = found.timeline,
+                "PostgreSQL was promoted, and has all that the stream holds"
+            );
+        }
         self.shared.set_identity(Identity::from(&found));
         Ok(found.wal_lsn)
     }
@@ -278,6 +300,14 @@ impl Source {
             Some(found) if !found.is_here => {
                 let text = format!("slot {name} was not created in this database");
                 return Err(postgres::Error::WrongDatabase(ServerError::own("55000", text)).into());
+            }
+            Some(found) if found.is_copy => {
+                let text = format!("slot {name} is a standby's copy, waiting for its promotion");
+                return Err(postgres::Error::Unavailable(ServerError::own("55000", text)).into());
+            }
+            None if slot::is_standby(session)? => {
+                let text = format!("a standby without slot {name}, waiting for its promotion");
+                return Err(postgres::Error::Unavailable(ServerError::own("42704", text)).into());
             }
             Some(found) if found.is_lost || self.slot_is_lost => self.renew(session, true)?,
             None => self.renew(session, false)?,

@@ -154,6 +154,10 @@ impl ServerError {
             "42704" if this.is_about_a_publication() => Error::PublicationMissing(this),
             "42704" => Error::SlotMissing(this),
             "55000" if this.routine == "CheckLogicalDecodingRequirements" => Error::WalLevel(this),
+            // PostgreSQL: up to 15 a standby does not decode; it may be promoted.
+            "0A000" if this.routine == "CheckLogicalDecodingRequirements" => {
+                Error::Unavailable(this)
+            }
             "55000" if this.message.contains("was not created in this database") => {
                 Error::WrongDatabase(this)
             }

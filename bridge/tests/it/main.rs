@@ -18,3 +18,4 @@ mod crash;
 mod gaps;
 mod history;
 mod idle;
+mod timelines;
