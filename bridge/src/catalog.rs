@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use daemon::postgres::PostgresOptions;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::postgres::quote_ident;
 
@@ -29,6 +30,18 @@ impl Error {
             Self::Connect(daemon::postgres::Error::Timeout { .. }) => true,
             Self::Connect(_) => false,
         }
+    }
+}
+
+impl Error {
+    /// PostgreSQL: cannot_connect_now, "the database system is shutting down" (or starting up).
+    pub fn is_stopping(&self) -> bool {
+        let code = match self {
+            Self::Connect(daemon::postgres::Error::Connect { source, .. }) => source.code(),
+            Self::Connect(_) => None,
+            Self::Query(error) => error.code(),
+        };
+        code == Some(&SqlState::CANNOT_CONNECT_NOW)
     }
 }
 

@@ -37,6 +37,7 @@ pub struct Shared {
     confirmed: AtomicU64,
     session: AtomicU32,
     replications: AtomicU32,
+    is_server_stopping: AtomicBool,
     source: Mutex<Condition>,
     publisher: Mutex<Condition>,
     known: Mutex<Option<Known>>,
@@ -80,6 +81,7 @@ impl Default for Shared {
             confirmed: AtomicU64::new(0),
             session: AtomicU32::new(0),
             replications: AtomicU32::new(0),
+            is_server_stopping: AtomicBool::new(false),
             source: Mutex::new(Condition::Starting),
             publisher: Mutex::new(Condition::Starting),
             known: Mutex::new(None),
@@ -124,7 +126,18 @@ impl Shared {
 
     /// The source has the slot again, or for the first time. Until then another bridge may have had it.
     pub fn replication_started(&self) {
+        self.server_is_stopping(false);
         self.replications.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// PostgreSQL lets nobody in any more. A source that does not read cannot hear of that by itself.
+    pub fn server_is_stopping(&self, is_stopping: bool) {
+        self.is_server_stopping
+            .store(is_stopping, Ordering::Release);
+    }
+
+    pub fn is_server_stopping(&self) -> bool {
+        self.is_server_stopping.load(Ordering::Acquire)
     }
 
     /// How often the source got the slot; grows before the first slab of the new replication.

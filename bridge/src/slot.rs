@@ -24,14 +24,21 @@ pub enum OnLoss {
 pub struct State {
     /// What it has been told so far.
     pub confirmed_flush: Lsn,
-    /// It belongs to the session's database.
-    pub is_here: bool,
+    pub standing: Standing,
+}
+
+/// What can be done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Free,
     /// Somebody streams from it.
-    pub is_active: bool,
+    Active,
     /// WAL that it needs is gone, or it was invalidated for another reason.
-    pub is_lost: bool,
+    Lost,
     /// A standby keeps it as a copy of the primary's.
-    pub is_copy: bool,
+    Copy,
+    /// It belongs to another database.
+    Elsewhere,
 }
 
 /// `wal_status` (13), `conflicting` (16) and `invalidation_reason` (17), as far as the server has them.
@@ -42,8 +49,10 @@ const IS_LOST: &str = "(coalesce(to_jsonb(slot) ->> 'wal_status' = 'lost', false
 /// None: there is no slot of that name.
 pub fn look(session: &mut Session, name: &str) -> Result<Option<State>, Error> {
     let sql = format!(
-        "SELECT confirmed_flush_lsn, database IS NULL OR database = current_database(), active, {IS_LOST}, \
-           pg_is_in_recovery() AND coalesce(to_jsonb(slot) ->> 'synced' = 'true', false) \
+        "SELECT confirmed_flush_lsn, CASE \
+           WHEN database <> current_database() THEN 'elsewhere' \
+           WHEN pg_is_in_recovery() AND to_jsonb(slot) ->> 'synced' = 'true' THEN 'copy' \
+           WHEN {IS_LOST} THEN 'lost' WHEN active THEN 'active' ELSE 'free' END \
          FROM pg_replication_slots AS slot WHERE slot_name = {}",
         quote_literal(name)
     );
@@ -57,10 +66,13 @@ pub fn look(session: &mut Session, name: &str) -> Result<Option<State>, Error> {
         confirmed_flush: text(0)
             .and_then(|lsn| lsn.parse().ok())
             .unwrap_or(Lsn::INVALID),
-        is_here: text(1) == Some("t"),
-        is_active: text(2) == Some("t"),
-        is_lost: text(3) == Some("t"),
-        is_copy: text(4) == Some("t"),
+        standing: match text(1) {
+            Some("elsewhere") => Standing::Elsewhere,
+            Some("copy") => Standing::Copy,
+            Some("lost") => Standing::Lost,
+            Some("active") => Standing::Active,
+            _ => Standing::Free,
+        },
     }))
 }
 

@@ -31,7 +31,7 @@ use crate::postgres::{
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
-use crate::slot::{self, OnLoss};
+use crate::slot::{self, OnLoss, Standing};
 use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
@@ -296,12 +296,13 @@ impl Source {
     /// Sees that there is a slot to stream from, and that consumers will hear of what it does not hold.
     fn ready_slot(&mut self, session: &mut Session, wal_end: Lsn) -> Result<(), Error> {
         let name = &self.origin.slot;
-        match slot::look(session, name)? {
-            Some(found) if !found.is_here => {
+        let found = slot::look(session, name)?;
+        match found.map(|found| found.standing) {
+            Some(Standing::Elsewhere) => {
                 let text = format!("slot {name} was not created in this database");
                 return Err(postgres::Error::WrongDatabase(ServerError::own("55000", text)).into());
             }
-            Some(found) if found.is_copy => {
+            Some(Standing::Copy) => {
                 let text = format!("slot {name} is a standby's copy, waiting for its promotion");
                 return Err(postgres::Error::Unavailable(ServerError::own("55000", text)).into());
             }
@@ -309,9 +310,12 @@ impl Source {
                 let text = format!("a standby without slot {name}, waiting for its promotion");
                 return Err(postgres::Error::Unavailable(ServerError::own("42704", text)).into());
             }
-            Some(found) if found.is_lost || self.slot_is_lost => self.renew(session, true)?,
             None => self.renew(session, false)?,
-            Some(found) => {
+            Some(Standing::Lost) => self.renew(session, true)?,
+            Some(Standing::Free | Standing::Active) if self.slot_is_lost => {
+                self.renew(session, true)?;
+            }
+            Some(Standing::Free | Standing::Active) => {
                 let confirmed = self.skip(session, found, wal_end)?;
                 // Told by an earlier run, or by another bridge that had the slot meanwhile.
                 self.shared.confirm(confirmed);
@@ -415,11 +419,11 @@ impl Source {
     fn skip(
         &mut self,
         session: &mut Session,
-        found: slot::State,
+        found: Option<slot::State>,
         wal_end: Lsn,
     ) -> Result<Lsn, Error> {
         let name = &self.origin.slot;
-        let at = found.confirmed_flush;
+        let at = found.map_or(Lsn::INVALID, |found| found.confirmed_flush);
         let begun = self
             .shared
             .owed()
@@ -442,7 +446,7 @@ impl Source {
                     self.origin.skip_to = None;
                     return Ok(at);
                 }
-                if found.is_active {
+                if found.is_some_and(|found| found.standing == Standing::Active) {
                     let text = format!("slot {name} is active");
                     return Err(postgres::Error::SlotInUse(ServerError::own("55006", text)).into());
                 }
@@ -589,6 +593,10 @@ impl Source {
                 // Not confirmed, so WAL has it.
                 return Ok(false);
             }
+            if self.shared.is_server_stopping() {
+                // PostgreSQL: a fast shutdown waits for each walsender to send all it has; this one cannot.
+                return Err(Error::ServerStopping);
+            }
             std::thread::park_timeout(FULL_PARK);
             self.feedback(stream, run, false)?;
         }
@@ -632,6 +640,7 @@ impl Source {
         }
         let confirmed = self.shared.confirmed();
         stream.send_status(confirmed, confirmed, confirmed, false)?;
+        self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! What can go wrong with a session, told apart by what helps.
 //!
 //! In: I/O errors and the server's ErrorResponse. Out: an `Error` whose text names the remedy.
-//! Invariant: PostgreSQL's words are only looked at where SQLSTATE and routine do not decide;
-//! they may be in any language.
+//! Invariant: PostgreSQL's words, which may be in any language, are only looked at where SQLSTATE and
+//! routine do not decide. What is wrong with a slot the catalogue has told before (see `slot`): the words
+//! serve a slot that is lost between its answer and START_REPLICATION.
 
 use std::fmt;
 use std::io;
@@ -163,7 +164,12 @@ impl ServerError {
             }
             "55000" if this.is_about_an_invalidated_slot() => Error::SlotLost(this),
             // PostgreSQL: "requested WAL segment ... has already been removed".
-            "58P01" if this.message.contains("WAL segment") => Error::SlotLost(this),
+            "58P01"
+                if this.message.contains("WAL segment")
+                    || ["WalSndSegmentOpen", "CheckXLogRemoved"].contains(&&*this.routine) =>
+            {
+                Error::SlotLost(this)
+            }
             "28000" | "28P01" => Error::Authentication(this),
             "42501" => Error::Privilege(this),
             "53300" => Error::TooManyConnections(this),

@@ -200,6 +200,33 @@ fn postgresql_can_be_stopped_while_events_wait_for_nats() {
 }
 
 #[test]
+fn postgresql_can_be_stopped_while_a_full_ring_keeps_the_bridge_from_reading() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--ring-events", "1000"]);
+
+    rig.nats().stop();
+    wait_until_not_ready(&bridge, "nats");
+    // Far more than the sockets between hold.
+    rig.sql(
+        "DO $$ BEGIN FOR i IN 0..39 LOOP
+            INSERT INTO numbers SELECT i * 500 + n, repeat('x', 1000) FROM generate_series(1, 500) n;
+            COMMIT;
+        END LOOP; END $$",
+    );
+    bridge.wait_until_ring_holds(500);
+    // Panics when it takes longer than 20 s.
+    rig.postgres().stop();
+    rig.postgres().start();
+    rig.nats().start();
+    bridge.wait_connected();
+    let events = rig.events();
+    bridge.drain();
+
+    assert_numbers(&events, 20_000);
+}
+
+#[test]
 fn a_cut_between_bridge_and_nats_loses_nothing() {
     let mut rig = Rig::new();
     let relay = Relay::to(rig.nats().addr()).unwrap();
