@@ -6,7 +6,7 @@ use crate::postgres;
 use crate::preflight;
 use crate::source;
 
-/// Everything read is stored and confirmed.
+/// Everything read is stored.
 pub const DRAINED: u8 = 0;
 /// A bug, or the system refused something basic.
 pub const FAILURE: u8 = 1;

@@ -15,7 +15,7 @@ use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
 use daemon::shutdown::Shutdown;
 use tokio::sync::oneshot;
-use wire::Position;
+use wire::{Lsn, Position};
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
@@ -94,7 +94,7 @@ pub async fn run(config: Config) -> u8 {
         Ok(prepared) => Box::pin(stream(&config, hold, &admin, producer, consumer, prepared)).await,
         Err(code) => code,
     };
-    println!("{}", monitor::line(&admin));
+    monitor::print_line(&admin);
     code
 }
 
@@ -456,8 +456,9 @@ fn drained(admin: &Admin) -> u8 {
         events = metrics.cdc_events_published.get(),
         reconnects = metrics.reconnects.get(),
         nats_reconnects = metrics.nats_reconnects.get(),
-        confirmed = %admin.shared.confirmed(),
-        "drained: everything read is stored and confirmed"
+        stored = %Lsn(metrics.last_ack_lsn.get() as u64),
+        confirmed = %Lsn(metrics.confirmed_lsn.get() as u64),
+        "drained: everything read is stored; what is not confirmed yet is held, and will be skipped when it is sent again"
     );
     exit::DRAINED
 }
