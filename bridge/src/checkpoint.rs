@@ -84,6 +84,15 @@ impl Store {
         })
     }
 
+    /// The same without making it. None: it is not there.
+    pub async fn find(jetstream: &jetstream::Context, slot: &str) -> Option<Self> {
+        let bucket = jetstream.get_key_value(BUCKET_BRIDGE_STATE).await.ok()?;
+        Some(Self {
+            bucket,
+            slot: slot.to_owned(),
+        })
+    }
+
     /// The bucket itself, for what else is kept there.
     pub fn bucket(&self) -> kv::Store {
         self.bucket.clone()
@@ -169,6 +178,7 @@ struct Last {
 
 /// How far behind a crash may find the record.
 const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// Others that write between two reads of one attempt.
 const ATTEMPTS_MAX: u32 = 4;
 
@@ -196,6 +206,7 @@ impl Keeper {
         };
         if let Some(checkpoint) = &found.checkpoint {
             self.shared.raise_epoch(checkpoint.epoch);
+            self.shared.record(checkpoint.confirmed);
             self.shared.take_over_debt(checkpoint.owed.clone());
             if let Some(counted) = Counted::of(checkpoint, &self.fixed.counting) {
                 self.shared.set_counted(counted);
@@ -209,13 +220,29 @@ impl Keeper {
         Ok(found.checkpoint)
     }
 
-    /// Writes the record when it has changed, every second, for ever.
+    /// Writes the record when it has changed, for ever: once a second, and sooner when the source waits to
+    /// confirm.
     pub async fn keep(self) {
-        let mut interval = tokio::time::interval(INTERVAL);
+        let mut is_failing = false;
         loop {
-            interval.tick().await;
-            if let Err(error) = self.write_own().await {
-                tracing::debug!(error = %Chained(&error), "checkpoint not written, trying again");
+            // Not for each LSN that is to be confirmed.
+            tokio::time::sleep(INTERVAL_MIN).await;
+            tokio::select! {
+                () = self.shared.record_due() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            match self.write_own().await {
+                Ok(()) => is_failing = false,
+                Err(error) if is_failing => {
+                    tracing::debug!(error = %Chained(&error), "checkpoint still not written");
+                }
+                Err(error) => {
+                    is_failing = true;
+                    tracing::warn!(
+                        error = %Chained(&error),
+                        "checkpoint not written, trying again; PostgreSQL is told nothing new meanwhile"
+                    );
+                }
             }
         }
     }
@@ -264,6 +291,7 @@ impl Keeper {
             return Ok(());
         }
         last.revision = self.store.write(&checkpoint, last.revision).await?;
+        self.shared.record(checkpoint.confirmed);
         last.written = Some(unchanged(checkpoint));
         Ok(())
     }
@@ -294,6 +322,7 @@ impl Keeper {
             filters: counted.by.filters,
             counted_from: counted.from,
             updated_at: seconds(known.at),
+            confirmed: shared.wanted().max(shared.confirmed()),
             owed: shared.debt(),
         }
     }
@@ -333,6 +362,11 @@ impl Records {
     /// Returns once a crash does not lose what `Shared` says.
     pub fn write(&self) -> Result<(), Error> {
         self.wait(self.keeper.write())
+    }
+
+    /// The same, if it is this bridge's to write.
+    pub fn write_own(&self) -> Result<(), Error> {
+        self.wait(self.keeper.write_own())
     }
 
     /// Another bridge had the slot: takes in what it has left.

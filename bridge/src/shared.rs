@@ -35,6 +35,9 @@ pub enum Condition {
 #[derive(Debug)]
 pub struct Shared {
     confirmed: AtomicU64,
+    wanted: AtomicU64,
+    recorded: AtomicU64,
+    record_due: Notify,
     session: AtomicU32,
     replications: AtomicU32,
     is_server_stopping: AtomicBool,
@@ -79,6 +82,9 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             confirmed: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
+            record_due: Notify::new(),
             session: AtomicU32::new(0),
             replications: AtomicU32::new(0),
             is_server_stopping: AtomicBool::new(false),
@@ -112,6 +118,36 @@ impl Shared {
     /// What the source may tell PostgreSQL; `Lsn::INVALID` until something was confirmed.
     pub fn confirmed(&self) -> Lsn {
         Lsn(self.confirmed.load(Ordering::Acquire))
+    }
+
+    /// The source would like to confirm this; gives how much of it the checkpoint allows. It is asked for
+    /// more where that is less.
+    pub fn allowed(&self, wanted: Lsn) -> Lsn {
+        let recorded = self.recorded();
+        if wanted > recorded {
+            self.wanted.fetch_max(wanted.0, Ordering::AcqRel);
+            self.record_due.notify_one();
+        }
+        wanted.min(recorded)
+    }
+
+    /// What is to be allowed by the next checkpoint.
+    pub fn wanted(&self) -> Lsn {
+        Lsn(self.wanted.load(Ordering::Acquire)).max(self.recorded())
+    }
+
+    /// The checkpoint says that the slot may have been told this much.
+    pub fn record(&self, lsn: Lsn) {
+        self.recorded.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    pub fn recorded(&self) -> Lsn {
+        Lsn(self.recorded.load(Ordering::Acquire))
+    }
+
+    /// Returns when more should be allowed. Cancel safe.
+    pub async fn record_due(&self) {
+        self.record_due.notified().await;
     }
 
     /// Slabs of an older session are void.

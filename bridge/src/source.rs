@@ -317,6 +317,7 @@ impl Source {
             }
             Some(Standing::Free | Standing::Active) => {
                 let confirmed = self.skip(session, found, wal_end)?;
+                self.compare(confirmed)?;
                 // Told by an earlier run, or by another bridge that had the slot meanwhile.
                 self.shared.confirm(confirmed);
                 self.shared.complete_debt(Lsn::INVALID, confirmed);
@@ -473,6 +474,31 @@ impl Source {
         Ok(last.is_some_and(|last| last.reason == Reason::Skipped && last.to == to))
     }
 
+    /// The checkpoint is written before PostgreSQL is told to forget. A slot that was told more has been
+    /// moved or made anew by hand, or the checkpoint is from before, and the stream with it.
+    fn compare(&self, confirmed: Lsn) -> Result<(), Error> {
+        if !self.shared.recorded().is_valid() || confirmed <= self.shared.recorded() {
+            return Ok(());
+        }
+        // Another bridge may have had the slot meanwhile.
+        self.records.refresh()?;
+        let recorded = self.shared.recorded();
+        let last = self
+            .records
+            .last_event(&self.shared.counted().by.filters)?
+            .map_or(Lsn::INVALID, |(position, _)| position.commit_lsn);
+        if confirmed <= recorded.max(last) || self.shared.owed().is_some() {
+            return Ok(());
+        }
+        tracing::error!(
+            slot = self.origin.slot, %confirmed, %recorded, %last,
+            "PostgreSQL has forgotten more than this bridge has told it to: the stream was restored from an older \
+             copy while the bridge was down, or the slot was moved or made anew by hand. What lies between cannot \
+             be read again; consumers are told"
+        );
+        self.owe(Reason::StreamReset, confirmed)
+    }
+
     /// Consumers have to be told; from here on no crash forgets it.
     fn owe(&self, reason: Reason, to: Lsn) -> Result<(), Error> {
         let resnapshot =
@@ -620,6 +646,9 @@ impl Source {
         if run.assembler.is_idle() && confirmed >= self.handed_over {
             confirmed = confirmed.max(run.wal_end);
         }
+        // What PostgreSQL forgets while the checkpoint does not know of it would look like nothing later,
+        // were both restored from an older copy.
+        let confirmed = self.shared.allowed(confirmed);
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
             // Received, but not to be forgotten before it is confirmed.
@@ -638,7 +667,13 @@ impl Source {
             std::thread::park_timeout(FULL_PARK);
             self.feedback(stream, run, false)?;
         }
-        let confirmed = self.shared.confirmed();
+        let mut confirmed = self.shared.confirmed();
+        if self.shared.allowed(confirmed) < confirmed {
+            if let Err(error) = self.records.write_own() {
+                tracing::warn!(error = %Chained(&error), "PostgreSQL is not told all that is stored, and will send it again");
+            }
+            confirmed = self.shared.allowed(confirmed);
+        }
         stream.send_status(confirmed, confirmed, confirmed, false)?;
         self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         Ok(())

@@ -9,12 +9,12 @@ use stack::{Options, eventually};
 use wire::gap::Reason;
 use wire::{Event, Message as _};
 
-use crate::history::{gap, ids, wait_for_gap, wait_until_stored};
+use crate::history::{copy, gap, ids, store, wait_for_gap, wait_until_stored};
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 
 #[track_caller]
-fn drop_slot(rig: &Rig) {
+pub fn drop_slot(rig: &Rig) {
     eventually(DEADLINE, "the slot can be dropped", || {
         let sql = format!("SELECT pg_drop_replication_slot('{}')", rig.slot);
         rig.postgres().try_sql_in(&rig.database, &sql)
@@ -252,5 +252,87 @@ fn skipping_what_the_stream_holds_is_no_gap() {
     bridge.drain();
 
     assert_eq!(ids(&events), (1..=20).collect::<Vec<_>>());
+    assert_eq!(gap(&rig), None);
+}
+
+#[test]
+fn a_slot_made_anew_by_hand_is_told_as_a_gap() {
+    let rig = with_ten_numbers(Options::default());
+    drop_slot(&rig);
+    rig.write_numbers(10);
+    rig.sql(&format!(
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+        rig.slot
+    ));
+
+    let bridge = rig.bridge(&[]);
+    let told = wait_for_gap(&rig);
+    rig.write_numbers(10);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_eq!(told.epoch, 1);
+    let kept: Vec<_> = (1..=10).chain(21..=30).collect();
+    assert_eq!(ids(&events), kept);
+    assert_gap_between(&events, 10, &told);
+}
+
+#[test]
+fn a_stream_restored_with_its_checkpoint_while_the_bridge_was_down_is_told_as_a_gap() {
+    let rig = with_ten_numbers(Options::default());
+    let (store, aside) = (store(&rig), rig.stack().dir().join("aside"));
+    rig.nats().stop();
+    copy(&store, &aside);
+    rig.nats().start();
+    let bridge = rig.bridge(&["--durability", "acked"]);
+    rig.write_numbers(10);
+    wait_until_stored(&rig, 20);
+    bridge.drain();
+
+    rig.nats().stop();
+    std::fs::remove_dir_all(&store).expect("it can be removed");
+    copy(&aside, &store);
+    rig.nats().start();
+    let bridge = rig.bridge(&["--durability", "acked"]);
+    let told = wait_for_gap(&rig);
+    rig.write_numbers(10);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_eq!((told.epoch, told.reason), (1, Reason::StreamReset));
+    let kept: Vec<_> = (1..=10).chain(21..=30).collect();
+    assert_eq!(ids(&events), kept);
+    assert_gap_between(&events, 10, &told);
+}
+
+#[test]
+fn what_held_no_event_is_confirmed_and_never_taken_for_a_gap() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    rig.sql("CREATE TABLE other (id int)");
+    let arguments = ["--durability", "acked", "--table", "numbers,fence"];
+    rig.bridge(&arguments).drain();
+    for round in 1..=4 {
+        let bridge = rig.bridge(&arguments);
+        rig.write_numbers(10);
+        rig.sql("INSERT INTO other SELECT generate_series(1, 1000)");
+        let written = rig.current_wal_lsn();
+        eventually(DEADLINE, "it is confirmed", || {
+            let confirmed = rig.confirmed_flush_lsn().expect("there is a slot");
+            if confirmed >= written {
+                Ok(())
+            } else {
+                Err(confirmed)
+            }
+        });
+        bridge.kill();
+        assert_eq!(stream::last_sequence(rig.nats()), 10 * round);
+    }
+
+    let bridge = rig.bridge(&arguments);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_eq!(ids(&events), (1..=40).collect::<Vec<_>>());
     assert_eq!(gap(&rig), None);
 }

@@ -68,7 +68,7 @@ pub fn ids(events: &[Event]) -> Vec<i64> {
 }
 
 /// Where the rig's only nats-server keeps its streams.
-fn store(rig: &Rig) -> PathBuf {
+pub fn store(rig: &Rig) -> PathBuf {
     let entries = std::fs::read_dir(rig.stack().dir()).expect("it can be read");
     let stores = entries.map(|entry| entry.expect("it can be read").path().join("store"));
     let mut stores = stores.filter(|store| store.is_dir());
@@ -98,7 +98,7 @@ fn create_stream(rig: &Rig, config: Config) {
     });
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory can be made");
     for entry in std::fs::read_dir(from).expect("it can be read") {
         let entry = entry.expect("it can be read");

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::gap::Gap;
+use crate::lsn::Lsn;
 use crate::position::Position;
 
 /// The last known state of one slot.
@@ -45,6 +46,9 @@ pub struct Checkpoint {
     pub counted_from: Position,
     /// Seconds since 1970-01-01 UTC.
     pub updated_at: i64,
+    /// PostgreSQL was told to forget WAL up to here at most; written before it is.
+    #[serde(default)]
+    pub confirmed: Lsn,
     /// What consumers have yet to be told. Written before the slot is touched, gone once they were told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owed: Option<Owed>,

@@ -430,6 +430,7 @@ fn services() -> Vec<Sample> {
         filters: vec!["cdc.users.*".to_owned(), "cdc.orders.*".to_owned()],
         counted_from: Position::START,
         updated_at: 1_765_362_600,
+        confirmed: Lsn(0x25C_B528),
         owed: None,
     };
     let command = WriteCommand {
