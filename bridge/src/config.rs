@@ -51,10 +51,16 @@ pub struct Arguments {
     #[arg(long, global = true, default_value = "cdc_pub", value_delimiter = ',')]
     publication: Vec<String>,
     /// Only these of the published tables: users,orders or sales.orders [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(
+        id = "tables",
+        long = "table",
+        global = true,
+        value_name = "TABLE",
+        value_delimiter = ','
+    )]
     table: Vec<String>,
     /// Make the publication for the tables of --table when it is missing
-    #[arg(long, requires = "table")]
+    #[arg(long, requires = "tables")]
     create_publication: bool,
     /// Port of /health, /status, /metrics and /shutdown, on the loopback address
     #[arg(long, env = "BRIDGE_PORT", default_value_t = 9090)]
@@ -85,7 +91,7 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "PATTERN")]
     subject: Option<String>,
     /// How messages are published; auto goes by the server's version and the stream's settings
-    #[arg(long, value_enum, default_value_t = PublishModeArgument::Auto)]
+    #[arg(long, global = true, value_enum, default_value_t = PublishModeArgument::Auto)]
     publish_mode: PublishModeArgument,
     /// Write a Nats-Msg-Id in every mode; msg-id mode always does
     #[arg(long)]
@@ -95,13 +101,13 @@ pub struct Arguments {
     oversize: OversizeArgument,
     /// When PostgreSQL may forget an event: once acked, once NATS has surely synced it to disk (`held`),
     /// or at once because NATS syncs each message (`fsync`, needs `sync_interval: always`)
-    #[arg(long, value_enum, default_value_t = Durability::Held)]
+    #[arg(long, global = true, value_enum, default_value_t = Durability::Held)]
     durability: Durability,
     /// How long `held` holds [default: 10s more than NATS's sync_interval, 130s where that is not known]
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = units::duration)]
     hold: Option<Duration>,
     /// Monitoring port of NATS, which tells its sync_interval [default: port 8222 of the first server]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
     nats_monitoring: Option<String>,
     /// Go on with a stream that was purged or made anew, telling consumers of the gap
     #[arg(long)]

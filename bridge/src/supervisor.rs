@@ -468,7 +468,7 @@ fn fail(what: &str, error: &(dyn std::error::Error + 'static), code: u8) -> u8 {
     code
 }
 
-fn endpoint(options: &PostgresOptions) -> Endpoint {
+pub(crate) fn endpoint(options: &PostgresOptions) -> Endpoint {
     let (host, port) = match options.address() {
         Address::Tcp { host, port } => (Host::Tcp(host.clone()), *port),
         Address::Unix(socket) => unix(socket),

@@ -12,6 +12,7 @@ mod writer;
 
 // The promises.
 mod cases;
+mod check;
 mod cli;
 mod counting;
 mod crash;
