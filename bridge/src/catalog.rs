@@ -31,11 +31,17 @@ impl Error {
             Self::Connect(_) => false,
         }
     }
+}
 
-    /// The server takes no new sessions: it is starting, or shutting down.
-    pub fn is_closed_door(&self) -> bool {
-        matches!(self, Self::Connect(daemon::postgres::Error::Connect { source, .. })
-            if source.code() == Some(&SqlState::CANNOT_CONNECT_NOW))
+impl Error {
+    /// PostgreSQL: cannot_connect_now, "the database system is shutting down" (or starting up).
+    pub fn is_stopping(&self) -> bool {
+        let code = match self {
+            Self::Connect(daemon::postgres::Error::Connect { source, .. }) => source.code(),
+            Self::Connect(_) => None,
+            Self::Query(error) => error.code(),
+        };
+        code == Some(&SqlState::CANNOT_CONNECT_NOW)
     }
 }
 

@@ -1,17 +1,26 @@
 //! Remembers across restarts what the stream itself cannot tell: KV bucket `bridge_state`.
 //!
-//! In: the publisher's progress, PostgreSQL's identity. Out: one record per slot, read once at start.
-//! Invariant: the stream's tail outranks it; a record of another stream is ignored.
+//! In: the publisher's progress, PostgreSQL's identity, gaps not told yet. Out: one record per slot, read at
+//! the start and when the slot was another bridge's.
+//! Invariant: the stream's tail outranks it; a record of another stream is ignored; only the bridge that has
+//! the slot writes it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::{self, kv, stream};
-use wire::Message as _;
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind};
+use async_nats::jetstream::{self, kv};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use wire::checkpoint::Checkpoint;
+use wire::gap::Gap;
 use wire::names::BUCKET_BRIDGE_STATE;
+use wire::{Message as _, Position};
 
+use crate::counting::{Counted, Counting};
 use crate::publish::incarnation::Known;
+use crate::publish::publisher::Chained;
 use crate::shared::{Condition, Shared};
 
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +39,14 @@ pub enum Error {
     Write {
         key: String,
         #[source]
-        source: kv::PutError,
+        source: kv::UpdateError,
     },
+    #[error("another bridge has written key {key} of KV bucket {BUCKET_BRIDGE_STATE}")]
+    Moved { key: String },
+    #[error("JetStream does not tell about stream {stream}")]
+    Stream { stream: String },
+    #[error("JetStream does not answer")]
+    Silent,
 }
 
 /// The record of one slot.
@@ -41,9 +56,12 @@ pub struct Store {
     slot: String,
 }
 
-/// How far behind a crash may find the record. It is read only when the tail has aged out, which
-/// takes far longer.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// A record, or none, and what the next writer has to name.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub checkpoint: Option<Checkpoint>,
+    pub revision: u64,
+}
 
 impl Store {
     /// Opens the bucket, making it when missing.
@@ -75,43 +93,63 @@ impl Store {
         })
     }
 
+    /// The same without making it. None: it is not there.
+    pub async fn find(jetstream: &jetstream::Context, slot: &str) -> Option<Self> {
+        let bucket = jetstream.get_key_value(BUCKET_BRIDGE_STATE).await.ok()?;
+        Some(Self {
+            bucket,
+            slot: slot.to_owned(),
+        })
+    }
+
     /// The bucket itself, for what else is kept there.
     pub fn bucket(&self) -> kv::Store {
         self.bucket.clone()
     }
 
     /// The record, unless it is unreadable or of another stream.
-    pub async fn read(&self, stream: &str) -> Result<Option<Checkpoint>, Error> {
-        let entry = self.bucket.get(self.slot.as_str()).await;
-        let value = entry.map_err(|source| Error::Read {
+    pub async fn read(&self, stream: &str) -> Result<Found, Error> {
+        let entry = self.bucket.entry(self.slot.as_str()).await;
+        let entry = entry.map_err(|source| Error::Read {
             key: self.slot.clone(),
             source,
         })?;
-        let Some(value) = value else { return Ok(None) };
-        match Checkpoint::decode(&value) {
-            Ok(checkpoint) if checkpoint.stream == stream => Ok(Some(checkpoint)),
+        let Some(entry) = entry else {
+            return Ok(Found::default());
+        };
+        let checkpoint = match Checkpoint::decode(&entry.value) {
+            _ if entry.operation != kv::Operation::Put => None,
+            Ok(checkpoint) if checkpoint.stream == stream => Some(checkpoint),
             Ok(checkpoint) => {
                 tracing::info!(
                     other = checkpoint.stream,
                     "the checkpoint is of another stream, ignoring it"
                 );
-                Ok(None)
+                None
             }
             Err(error) => {
                 tracing::warn!(%error, "the checkpoint cannot be read, ignoring it");
-                Ok(None)
+                None
             }
-        }
+        };
+        Ok(Found {
+            checkpoint,
+            revision: entry.revision,
+        })
     }
 
-    async fn write(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let written = self
-            .bucket
-            .put(self.slot.as_str(), checkpoint.to_json().into())
-            .await;
-        written.map(drop).map_err(|source| Error::Write {
-            key: self.slot.clone(),
-            source,
+    /// Writes, unless somebody else has since `revision`.
+    async fn write(&self, checkpoint: &Checkpoint, revision: u64) -> Result<u64, Error> {
+        let json = checkpoint.to_json().into();
+        let written = self.bucket.update(self.slot.as_str(), json, revision).await;
+        written.map_err(|source| match source.kind() {
+            kv::UpdateErrorKind::WrongLastRevision => Error::Moved {
+                key: self.slot.clone(),
+            },
+            _ => Error::Write {
+                key: self.slot.clone(),
+                source,
+            },
         })
     }
 }
@@ -121,57 +159,182 @@ impl Store {
 pub struct Fixed {
     pub slot: String,
     pub stream: String,
-    pub publication: String,
-    pub filter_hash: String,
+    /// When the server made the stream, for a record that is written before the stream's tail is read.
+    pub stream_created: String,
+    /// Of this run; the record says that of the stream.
+    pub counting: Counting,
 }
 
-/// Writes the record when it has changed, every 5 s, for ever.
-pub async fn keep(store: Store, fixed: Fixed, shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(INTERVAL);
-    let mut written = None;
-    loop {
-        interval.tick().await;
-        let Some(checkpoint) = current(&fixed, &shared) else {
-            continue;
+/// The one writer of the record in this process.
+///
+/// Each write names the revision it replaces: a bridge that was paused, and wakes up when another has
+/// taken over, does not write its old state over the newer one.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    store: Store,
+    fixed: Fixed,
+    shared: Arc<Shared>,
+    last: Arc<Mutex<Last>>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    revision: u64,
+    written: Option<Checkpoint>,
+    /// Somebody else wrote behind `revision`.
+    has_moved: bool,
+}
+
+/// How far behind a crash may find the record.
+const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// Others that write between two reads of one attempt.
+const ATTEMPTS_MAX: u32 = 4;
+
+impl Keeper {
+    pub fn new(store: Store, fixed: Fixed, shared: Arc<Shared>) -> Self {
+        Self {
+            store,
+            fixed,
+            shared,
+            last: Arc::default(),
+        }
+    }
+
+    /// Takes in what another bridge on the slot, or an earlier run, has left. Gives the record.
+    pub async fn refresh(&self) -> Result<Option<Checkpoint>, Error> {
+        let mut last = self.last.lock().await;
+        self.take_in(&mut last).await
+    }
+
+    async fn take_in(&self, last: &mut Last) -> Result<Option<Checkpoint>, Error> {
+        let found = self.store.read(&self.fixed.stream).await?;
+        *last = Last {
+            revision: found.revision,
+            ..Last::default()
         };
-        if written == Some(unchanged(checkpoint.clone())) {
-            continue;
+        if let Some(checkpoint) = &found.checkpoint {
+            self.shared.raise_epoch(checkpoint.epoch);
+            self.shared.record(checkpoint.confirmed);
+            self.shared.take_over_debt(checkpoint.owed.clone());
+            if let Some(counted) = Counted::of(checkpoint, &self.fixed.counting) {
+                self.shared.set_counted(counted);
+            } else {
+                tracing::warn!(
+                    "an earlier version of the bridge ran with another --table or --publication: if it ended within a \
+                     transaction, events of that may be missing or come twice"
+                );
+            }
         }
-        match store.write(&checkpoint).await {
-            Ok(()) => written = Some(unchanged(checkpoint)),
-            Err(error) => tracing::debug!(%error, "checkpoint not written, trying again"),
+        Ok(found.checkpoint)
+    }
+
+    /// Writes the record when it has changed, for ever: once a second, and sooner when the source waits to
+    /// confirm.
+    pub async fn keep(self) {
+        let mut is_failing = false;
+        loop {
+            // Not for each LSN that is to be confirmed.
+            tokio::time::sleep(INTERVAL_MIN).await;
+            tokio::select! {
+                () = self.shared.record_due() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            match self.write_own().await {
+                Ok(()) => is_failing = false,
+                Err(error) if is_failing => {
+                    tracing::debug!(error = %Chained(&error), "checkpoint still not written");
+                }
+                Err(error) => {
+                    is_failing = true;
+                    tracing::warn!(
+                        error = %Chained(&error),
+                        "checkpoint not written, trying again; PostgreSQL is told nothing new meanwhile"
+                    );
+                }
+            }
         }
     }
-}
 
-/// Writes it once more, at the end of a drain.
-pub async fn write_last(store: &Store, fixed: &Fixed, shared: &Shared) {
-    if let Some(checkpoint) = current(fixed, shared)
-        && let Err(error) = store.write(&checkpoint).await
-    {
-        tracing::warn!(%error, "the last checkpoint was not written; the stream's tail will do");
+    /// Writes it, if it has changed and is this bridge's to write.
+    pub async fn write_own(&self) -> Result<(), Error> {
+        let source = self.shared.source();
+        let is_strange = matches!(source, Condition::Standby | Condition::Starting)
+            || self.shared.known().is_none()
+            || self.shared.identity().is_none();
+        if is_strange {
+            return Ok(());
+        }
+        let mut last = self.last.lock().await;
+        if last.has_moved {
+            // Not when it was first seen: a bridge that was paused needs a moment to notice that the slot
+            // has become another's.
+            if source != Condition::Well {
+                return Ok(());
+            }
+            self.take_in(&mut last).await?;
+        }
+        let written = self.write_once(&mut last).await;
+        last.has_moved = matches!(written, Err(Error::Moved { .. }));
+        written
     }
-}
 
-/// None until both sides have connected, and while another bridge has the slot: the record is its.
-fn current(fixed: &Fixed, shared: &Shared) -> Option<Checkpoint> {
-    if shared.source() == Condition::Standby {
-        return None;
+    /// Writes it now. Once this has returned a crash does not lose what `Shared` says.
+    pub async fn write(&self) -> Result<(), Error> {
+        let mut last = self.last.lock().await;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.write_once(&mut last).await {
+                Err(Error::Moved { .. }) if attempts < ATTEMPTS_MAX => {
+                    self.take_in(&mut last).await?;
+                }
+                ended => return ended,
+            }
+        }
     }
-    let (known, identity) = (shared.known()?, shared.identity()?);
-    Some(Checkpoint {
-        slot: fixed.slot.clone(),
-        position: known.position,
-        stream: fixed.stream.clone(),
-        stream_sequence: known.sequence,
-        stream_created: known.created,
-        system_identifier: identity.system_identifier,
-        timeline: identity.timeline,
-        epoch: shared.epoch(),
-        publication: fixed.publication.clone(),
-        filter_hash: fixed.filter_hash.clone(),
-        updated_at: seconds(known.at),
-    })
+
+    async fn write_once(&self, last: &mut Last) -> Result<(), Error> {
+        let checkpoint = self.current();
+        if last.written == Some(unchanged(checkpoint.clone())) {
+            return Ok(());
+        }
+        last.revision = self.store.write(&checkpoint, last.revision).await?;
+        self.shared.record(checkpoint.confirmed);
+        last.written = Some(unchanged(checkpoint));
+        Ok(())
+    }
+
+    fn current(&self) -> Checkpoint {
+        let Self { fixed, shared, .. } = self;
+        // Of a stream that nothing is known of yet nothing is said but its name.
+        let known = shared.known().unwrap_or_else(|| Known {
+            created: fixed.stream_created.clone(),
+            sequence: 0,
+            position: Position::START,
+            at: SystemTime::now(),
+        });
+        let identity = shared.identity().unwrap_or_default();
+        let counted = shared.counted();
+        Checkpoint {
+            slot: fixed.slot.clone(),
+            position: known.position,
+            stream: fixed.stream.clone(),
+            stream_sequence: known.sequence,
+            stream_created: known.created,
+            system_identifier: identity.system_identifier,
+            timeline: identity.timeline,
+            epoch: shared.epoch(),
+            publication: counted.by.publications.join(","),
+            filter_hash: counted.by.hash(),
+            tables: counted.by.tables,
+            filters: counted.by.filters,
+            counted_from: counted.from,
+            updated_at: seconds(known.at),
+            confirmed: shared.wanted().max(shared.confirmed()),
+            owed: shared.debt(),
+        }
+    }
 }
 
 /// Without what changes by itself.
@@ -179,6 +342,92 @@ fn unchanged(checkpoint: Checkpoint) -> Checkpoint {
     Checkpoint {
         updated_at: 0,
         ..checkpoint
+    }
+}
+
+/// The record for the source, whose thread may block.
+#[derive(Debug, Clone)]
+pub struct Records {
+    runtime: Handle,
+    keeper: Keeper,
+    jetstream: jetstream::Context,
+    gap_subject: String,
+}
+
+/// For one question to NATS; then the source asks PostgreSQL again, too.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Records {
+    /// For threads beside the runtime this is called in.
+    pub fn new(keeper: Keeper, jetstream: jetstream::Context, gap_subject: String) -> Self {
+        Self {
+            runtime: Handle::current(),
+            keeper,
+            jetstream,
+            gap_subject,
+        }
+    }
+
+    /// Returns once a crash does not lose what `Shared` says.
+    pub fn write(&self) -> Result<(), Error> {
+        self.wait(self.keeper.write())
+    }
+
+    /// The same, if it is this bridge's to write.
+    pub fn write_own(&self) -> Result<(), Error> {
+        self.wait(self.keeper.write_own())
+    }
+
+    /// Another bridge had the slot: takes in what it has left.
+    pub fn refresh(&self) -> Result<(), Error> {
+        self.wait(async { self.keeper.refresh().await.map(drop) })
+    }
+
+    /// The last event under any of these filters, whoever wrote it, and whether its transaction ends there.
+    pub fn last_event(&self, filters: &[String]) -> Result<Option<(Position, bool)>, Error> {
+        self.wait(async {
+            let mut found: Option<(Position, bool)> = None;
+            for filter in filters {
+                let Some(payload) = self.last(filter).await? else {
+                    continue;
+                };
+                // Behind a gap nothing was published yet, so no transaction is under way there.
+                let last = match wire::event::Tail::decode(&payload) {
+                    Ok(tail) => Some((tail.position(), tail.last)),
+                    Err(_) => Gap::decode(&payload)
+                        .ok()
+                        .map(|gap| (Position::new(gap.to, 0), true)),
+                };
+                found = found.max(last);
+            }
+            Ok(found)
+        })
+    }
+
+    /// The gap that consumers were told of last, if it is of this slot.
+    pub fn last_gap(&self) -> Result<Option<Gap>, Error> {
+        let last = self.wait(self.last(&self.gap_subject))?;
+        let gap = last.and_then(|payload| Gap::decode(&payload).ok());
+        Ok(gap.filter(|gap| gap.slot == self.keeper.fixed.slot))
+    }
+
+    async fn last(&self, filter: &str) -> Result<Option<Bytes>, Error> {
+        let name = &self.keeper.fixed.stream;
+        let failed = || Error::Stream {
+            stream: name.clone(),
+        };
+        let stream = self.jetstream.get_stream_no_info(name).await;
+        let stream = stream.map_err(|_| failed())?;
+        match stream.get_last_raw_message_by_subject(filter).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(_) => Err(failed()),
+        }
+    }
+
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let bounded = async { tokio::time::timeout(ANSWER_TIMEOUT, answer).await };
+        self.runtime.block_on(bounded).unwrap_or(Err(Error::Silent))
     }
 }
 

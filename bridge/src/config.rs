@@ -10,11 +10,12 @@ use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
 use daemon::units;
-use wire::SubjectPattern;
+use wire::{Lsn, SubjectPattern};
 
 use crate::durability::Durability;
 use crate::publish::{mode, oversize};
 use crate::ring::Budget;
+use crate::slot::OnLoss;
 use crate::tools::Tool;
 
 /// Streams the row changes of PostgreSQL tables into NATS JetStream, once and in order.
@@ -53,10 +54,16 @@ pub struct Arguments {
     #[arg(long, global = true, default_value = "cdc_pub", value_delimiter = ',')]
     publication: Vec<String>,
     /// Only these of the published tables: users,orders or sales.orders [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(
+        id = "tables",
+        long = "table",
+        global = true,
+        value_name = "TABLE",
+        value_delimiter = ','
+    )]
     table: Vec<String>,
     /// Make the publication for the tables of --table when it is missing
-    #[arg(long, requires = "table")]
+    #[arg(long, requires = "tables")]
     create_publication: bool,
     /// Port of /health, /status, /metrics and /shutdown, on the loopback address
     #[arg(long, env = "BRIDGE_PORT", default_value_t = 9090)]
@@ -87,7 +94,7 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "PATTERN")]
     subject: Option<String>,
     /// How messages are published; auto goes by the server's version and the stream's settings
-    #[arg(long, value_enum, default_value_t = PublishModeArgument::Auto)]
+    #[arg(long, global = true, value_enum, default_value_t = PublishModeArgument::Auto)]
     publish_mode: PublishModeArgument,
     /// Write a Nats-Msg-Id in every mode; msg-id mode always does
     #[arg(long)]
@@ -97,17 +104,23 @@ pub struct Arguments {
     oversize: OversizeArgument,
     /// When PostgreSQL may forget an event: once acked, once NATS has surely synced it to disk (`held`),
     /// or at once because NATS syncs each message (`fsync`, needs `sync_interval: always`)
-    #[arg(long, value_enum, default_value_t = Durability::Held)]
+    #[arg(long, global = true, value_enum, default_value_t = Durability::Held)]
     durability: Durability,
     /// How long `held` holds [default: 10s more than NATS's sync_interval, 130s where that is not known]
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = units::duration)]
     hold: Option<Duration>,
     /// Monitoring port of NATS, which tells its sync_interval [default: port 8222 of the first server]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
     nats_monitoring: Option<String>,
     /// Go on with a stream that was purged or made anew, telling consumers of the gap
     #[arg(long)]
     accept_stream_reset: bool,
+    /// What becomes of changes when the slot was lost or dropped
+    #[arg(long, value_enum, default_value_t = OnLoss::Halt)]
+    on_slot_loss: OnLoss,
+    /// Move the slot ahead at the start: changes committed before are left out, and consumers told
+    #[arg(long, value_name = "LSN")]
+    skip_to_lsn: Option<Lsn>,
     /// Time to store what was read when asked to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     drain_timeout: Duration,
@@ -180,6 +193,9 @@ pub struct Config {
     /// `host:port`.
     pub nats_monitoring: String,
     pub accepts_stream_reset: bool,
+    pub on_slot_loss: OnLoss,
+    /// Leave out what was committed before.
+    pub skip_to_lsn: Option<Lsn>,
     pub drain_timeout: Duration,
     pub ring: Budget,
     pub snapshot_workers: usize,
@@ -302,6 +318,8 @@ impl Config {
                 .nats_monitoring
                 .unwrap_or_else(|| monitoring(&nats)),
             accepts_stream_reset: arguments.accept_stream_reset,
+            on_slot_loss: arguments.on_slot_loss,
+            skip_to_lsn: arguments.skip_to_lsn,
             drain_timeout: arguments.drain_timeout,
             ring: Budget {
                 events_max: arguments.ring_events.max(1),

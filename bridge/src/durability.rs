@@ -28,6 +28,8 @@ pub struct Effective {
     pub hold: Duration,
     /// For the log and `/status`.
     pub exposure: String,
+    /// A power cut of the NATS host could lose something.
+    pub is_exposed: bool,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -71,6 +73,7 @@ pub fn effective(
             exposure:
                 "a power cut of the NATS host loses nothing: it syncs each message before it acks"
                     .to_owned(),
+            is_exposed: false,
         }),
         (Durability::Acked, seen) => {
             let interval = interval(seen);
@@ -79,18 +82,30 @@ pub fn effective(
                 exposure: format!(
                     "a power cut of the NATS host now could lose the last {interval:?}; --durability held covers it"
                 ),
+                is_exposed: true,
             })
         }
         (Durability::Held, seen) => {
-            let hold = hold.unwrap_or(match seen {
+            let needed = match seen {
                 Some(Sync::Always) => Duration::ZERO,
                 seen => interval(seen) + MARGIN,
-            });
+            };
+            let hold = hold.unwrap_or(needed);
+            let exposure = if hold < needed {
+                format!(
+                    "WAL of the last {hold:?} is kept, and NATS may leave messages unsynced for {:?}: a power cut of \
+                     the NATS host now could lose those in between; raise --hold",
+                    interval(seen)
+                )
+            } else {
+                format!(
+                    "WAL of the last {hold:?} is kept, so that a power cut of the NATS host loses nothing"
+                )
+            };
             Ok(Effective {
                 hold,
-                exposure: format!(
-                    "WAL of the last {hold:?} is kept, so that a power cut of the NATS host loses nothing"
-                ),
+                exposure,
+                is_exposed: hold < needed,
             })
         }
         (Durability::Fsync, Some(Sync::Every(interval))) => Err(Error::NotAlways(interval)),

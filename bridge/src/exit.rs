@@ -6,7 +6,7 @@ use crate::postgres;
 use crate::preflight;
 use crate::source;
 
-/// Everything read is stored and confirmed.
+/// Everything read is stored.
 pub const DRAINED: u8 = 0;
 /// A bug, or the system refused something basic.
 pub const FAILURE: u8 = 1;
@@ -38,9 +38,11 @@ pub fn of_source(error: &source::Error) -> u8 {
     let error = match error {
         source::Error::Postgres(error) => error,
         source::Error::Identity(_) => return OTHER_HISTORY,
-        source::Error::Decode(_) | source::Error::Assemble(_) | source::Error::ServerStopping => {
-            return FAILURE;
-        }
+        source::Error::SkipBackwards { .. } | source::Error::SkipAhead { .. } => return USAGE,
+        source::Error::Decode(_)
+        | source::Error::Assemble(_)
+        | source::Error::ServerStopping
+        | source::Error::Checkpoint(_) => return FAILURE,
     };
     match error {
         Error::SlotMissing(_) => SLOT_MISSING,

@@ -3,6 +3,7 @@
 //! In: the catalogue, the metrics. Out: gauges, warnings, `METRICS` lines.
 //! Invariant: trouble here never touches the road.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,12 @@ pub async fn watch_slot(
     let mut interval = tokio::time::interval_at(first, SLOT_INTERVAL);
     loop {
         interval.tick().await;
-        match catalog.slot(&slot).await {
+        let mut found = catalog.slot(&slot).await;
+        if found.is_err() {
+            // The connection may have been of before a restart.
+            found = catalog.slot(&slot).await;
+        }
+        match found {
             Ok(Some(found)) => {
                 let metrics = &admin.metrics;
                 metrics.slot_active.set(i64::from(found.is_active));
@@ -43,10 +49,8 @@ pub async fn watch_slot(
             Ok(None) => admin.metrics.slot_active.set(0),
             Err(error) => {
                 admin.metrics.slot_active.set(0);
+                admin.shared.server_is_stopping(error.is_stopping());
                 tracing::debug!(%error, "cannot read the slot");
-                if error.is_closed_door() {
-                    admin.shared.postgres_is_stopping(true);
-                }
                 continue;
             }
         }
@@ -159,8 +163,14 @@ pub async fn print_lines(admin: Admin) {
     interval.tick().await;
     loop {
         interval.tick().await;
-        println!("{}", line(&admin));
+        print_line(&admin);
     }
+}
+
+/// Once. Nobody may be reading any more; that is no reason to end.
+pub fn print_line(admin: &Admin) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{}", line(admin)).and_then(|()| stdout.flush());
 }
 
 /// The figures of the contract in one line.

@@ -104,6 +104,11 @@ impl Producer {
         Ok(())
     }
 
+    /// Every event pushed is stored, or void.
+    pub fn is_empty(&self) -> bool {
+        self.0.events.load(Ordering::Acquire) == 0
+    }
+
     /// Says that no further slab will come.
     pub fn complete(&mut self) {
         self.0.is_complete.store(true, Ordering::Release);

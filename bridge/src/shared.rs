@@ -8,8 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wire::Lsn;
+use wire::checkpoint::Owed;
+use wire::{Lsn, Position};
 
+use crate::counting::Counted;
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
 use crate::publish::mode::Choice;
@@ -33,16 +35,22 @@ pub enum Condition {
 #[derive(Debug)]
 pub struct Shared {
     confirmed: AtomicU64,
+    wanted: AtomicU64,
+    recorded: AtomicU64,
+    record_due: Notify,
     session: AtomicU32,
     replications: AtomicU32,
+    is_server_stopping: AtomicBool,
     source: Mutex<Condition>,
     publisher: Mutex<Condition>,
     known: Mutex<Option<Known>>,
     identity: Mutex<Option<Identity>>,
     epoch: AtomicU64,
     slot_made: Mutex<Option<Lsn>>,
+    debt: Mutex<Debt>,
+    counted: Mutex<Counted>,
+    snapshots_due: Notify,
     reset: Mutex<Option<&'static str>>,
-    is_postgres_stopping: AtomicBool,
     publisher_woken: Notify,
     accepts_reset: AtomicBool,
     publish_mode: Mutex<Option<Choice>>,
@@ -53,20 +61,43 @@ pub struct Shared {
     pub handoff: Handoff,
 }
 
+/// A gap from the moment it is known until consumers have all they need.
+#[derive(Debug, Default)]
+struct Debt {
+    owed: Option<Owed>,
+    is_told: bool,
+    /// Epoch of the last one that is done with.
+    settled: u64,
+}
+
+impl Debt {
+    fn settle(&mut self) {
+        if let Some(owed) = self.owed.take() {
+            self.settled = owed.gap.epoch;
+        }
+    }
+}
+
 impl Default for Shared {
     fn default() -> Self {
         Self {
             confirmed: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
+            record_due: Notify::new(),
             session: AtomicU32::new(0),
             replications: AtomicU32::new(0),
+            is_server_stopping: AtomicBool::new(false),
             source: Mutex::new(Condition::Starting),
             publisher: Mutex::new(Condition::Starting),
             known: Mutex::new(None),
             identity: Mutex::new(None),
             epoch: AtomicU64::new(0),
             slot_made: Mutex::new(None),
+            debt: Mutex::new(Debt::default()),
+            counted: Mutex::new(Counted::default()),
+            snapshots_due: Notify::new(),
             reset: Mutex::new(None),
-            is_postgres_stopping: AtomicBool::new(false),
             publisher_woken: Notify::new(),
             accepts_reset: AtomicBool::new(false),
             publish_mode: Mutex::new(None),
@@ -89,6 +120,36 @@ impl Shared {
         Lsn(self.confirmed.load(Ordering::Acquire))
     }
 
+    /// The source would like to confirm this; gives how much of it the checkpoint allows. It is asked for
+    /// more where that is less.
+    pub fn allowed(&self, wanted: Lsn) -> Lsn {
+        let recorded = self.recorded();
+        if wanted > recorded {
+            self.wanted.fetch_max(wanted.0, Ordering::AcqRel);
+            self.record_due.notify_one();
+        }
+        wanted.min(recorded)
+    }
+
+    /// What is to be allowed by the next checkpoint.
+    pub fn wanted(&self) -> Lsn {
+        Lsn(self.wanted.load(Ordering::Acquire)).max(self.recorded())
+    }
+
+    /// The checkpoint says that the slot may have been told this much.
+    pub fn record(&self, lsn: Lsn) {
+        self.recorded.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    pub fn recorded(&self) -> Lsn {
+        Lsn(self.recorded.load(Ordering::Acquire))
+    }
+
+    /// Returns when more should be allowed. Cancel safe.
+    pub async fn record_due(&self) {
+        self.record_due.notified().await;
+    }
+
     /// Slabs of an older session are void.
     pub fn session(&self) -> u32 {
         self.session.load(Ordering::Acquire)
@@ -101,22 +162,23 @@ impl Shared {
 
     /// The source has the slot again, or for the first time. Until then another bridge may have had it.
     pub fn replication_started(&self) {
+        self.server_is_stopping(false);
         self.replications.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// PostgreSQL lets nobody in any more. A source that does not read cannot hear of that by itself.
+    pub fn server_is_stopping(&self, is_stopping: bool) {
+        self.is_server_stopping
+            .store(is_stopping, Ordering::Release);
+    }
+
+    pub fn is_server_stopping(&self) -> bool {
+        self.is_server_stopping.load(Ordering::Acquire)
     }
 
     /// How often the source got the slot; grows before the first slab of the new replication.
     pub fn replications(&self) -> u32 {
         self.replications.load(Ordering::Acquire)
-    }
-
-    /// PostgreSQL refuses new sessions, though it may still serve the one it has.
-    pub fn is_postgres_stopping(&self) -> bool {
-        self.is_postgres_stopping.load(Ordering::Acquire)
-    }
-
-    pub fn postgres_is_stopping(&self, is_stopping: bool) {
-        self.is_postgres_stopping
-            .store(is_stopping, Ordering::Release);
     }
 
     pub fn source(&self) -> Condition {
@@ -152,6 +214,118 @@ impl Shared {
 
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// At least so many.
+    pub fn raise_epoch(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    /// Consumers have to be told; once the checkpoint says so too, no crash forgets it. A gap that they
+    /// have not been told of yet becomes part of this one. Gives it with its new epoch.
+    pub fn owe(&self, mut owed: Owed) -> Owed {
+        let mut debt = lock(&self.debt);
+        if let Some(earlier) = debt.owed.take() {
+            owed.resnapshot |= earlier.resnapshot;
+            if !debt.is_told {
+                owed.gap.from = if owed.gap.from.is_valid() && earlier.gap.from.is_valid() {
+                    owed.gap.from.min(earlier.gap.from)
+                } else {
+                    owed.gap.from.max(earlier.gap.from)
+                };
+                if owed.gap.to.is_valid() {
+                    owed.gap.to = owed.gap.to.max(earlier.gap.to);
+                }
+            }
+        }
+        owed.gap.epoch = self.epoch() + 1;
+        self.set_epoch(owed.gap.epoch);
+        debt.owed = Some(owed.clone());
+        debt.is_told = false;
+        owed
+    }
+
+    /// A gap that an earlier run, or another bridge on the slot, has left.
+    pub fn take_over_debt(&self, found: Option<Owed>) {
+        let mut debt = lock(&self.debt);
+        if debt.owed.is_none()
+            && found
+                .as_ref()
+                .is_some_and(|owed| owed.gap.epoch > debt.settled)
+        {
+            debt.owed = found;
+            debt.is_told = false;
+        }
+    }
+
+    /// What consumers have yet to be told.
+    pub fn owed(&self) -> Option<Owed> {
+        let debt = lock(&self.debt);
+        debt.owed.clone().filter(|_| !debt.is_told)
+    }
+
+    /// The same, or told with its snapshots yet to be asked for.
+    pub fn debt(&self) -> Option<Owed> {
+        lock(&self.debt).owed.clone()
+    }
+
+    /// Fills in where the lost changes begin and end, where that was not known.
+    pub fn complete_debt(&self, from: Lsn, to: Lsn) -> Option<Owed> {
+        let mut debt = lock(&self.debt);
+        let gap = &mut debt.owed.as_mut()?.gap;
+        if !gap.from.is_valid() {
+            gap.from = from;
+        }
+        if !gap.to.is_valid() {
+            gap.to = to;
+        }
+        debt.owed.clone()
+    }
+
+    /// The gap of this epoch is in the stream, and those before it.
+    pub fn gap_told(&self, epoch: u64) {
+        let mut debt = lock(&self.debt);
+        if debt.owed.as_ref().is_none_or(|owed| owed.gap.epoch > epoch) {
+            return;
+        }
+        debt.is_told = true;
+        if debt.owed.as_ref().is_some_and(|owed| owed.resnapshot) {
+            self.snapshots_due.notify_one();
+        } else {
+            debt.settle();
+        }
+    }
+
+    /// Another bridge on the slot has taken it on itself.
+    pub fn forget_debt(&self) {
+        *lock(&self.debt) = Debt::default();
+    }
+
+    /// Returns when snapshots of all tables have to be asked for.
+    pub async fn snapshots_due(&self) {
+        self.snapshots_due.notified().await;
+    }
+
+    /// They were asked for.
+    pub fn snapshots_asked(&self) {
+        let mut debt = lock(&self.debt);
+        if debt.is_told {
+            debt.settle();
+        }
+    }
+
+    /// How the stream's events were counted so far.
+    pub fn counted(&self) -> Counted {
+        lock(&self.counted).clone()
+    }
+
+    /// The stream is another one.
+    pub fn forget_counted_from(&self) {
+        lock(&self.counted).from = Position::START;
+    }
+
+    pub fn set_counted(&self, counted: Counted) {
+        *lock(&self.counted) = counted;
     }
 
     /// The slot did not exist and was made now, keeping changes from this LSN on.

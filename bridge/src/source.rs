@@ -7,14 +7,17 @@
 //! A plain OS thread on a blocking socket: it must be able to nap between reads (see `postgres::gulp`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
 use daemon::shutdown::Shutdown;
+use wire::checkpoint::Owed;
+use wire::gap::{Gap, Reason};
 use wire::{Lsn, Position, SubjectPattern};
 
 use crate::assembler::{self, Assembler};
-use crate::config::TableFilter;
+use crate::checkpoint::{self, Records};
+use crate::counting::{Counted, Counting};
 use crate::event::Slab;
 use crate::feedback::{Feedback, Pings};
 use crate::identity::{self, Identity};
@@ -22,12 +25,13 @@ use crate::metrics::Metrics;
 use crate::pgoutput;
 use crate::postgres::gulp::Gulp;
 use crate::postgres::{
-    self, CreatedSlot, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, Session,
-    WAL_SENDER_TIMEOUT, quote_literal,
+    self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, ServerError, Session,
+    WAL_SENDER_TIMEOUT,
 };
 use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
+use crate::slot::{self, OnLoss, Standing};
 use crate::snapshot::handoff::Observer;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,17 @@ pub enum Error {
     ServerStopping,
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    #[error("what consumers have to be told cannot be written down yet")]
+    Checkpoint(#[from] checkpoint::Error),
+    #[error(
+        "--skip-to-lsn {to} lies behind the slot, which is at {at}: there is no going back. Leave the flag out"
+    )]
+    SkipBackwards { to: Lsn, at: Lsn },
+    #[error(
+        "--skip-to-lsn {to} lies ahead of the end of WAL at {end}; SELECT pg_current_wal_lsn() skips everything \
+         written so far"
+    )]
+    SkipAhead { to: Lsn, end: Lsn },
 }
 
 impl Error {
@@ -49,9 +64,18 @@ impl Error {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Postgres(error) => error.is_retryable(),
-            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping => true,
-            Self::Identity(_) => false,
+            Self::Decode(_) | Self::Assemble(_) | Self::ServerStopping | Self::Checkpoint(_) => {
+                true
+            }
+            Self::Identity(_) | Self::SkipBackwards { .. } | Self::SkipAhead { .. } => false,
         }
+    }
+
+    fn is_slot_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Postgres(postgres::Error::SlotLost(_) | postgres::Error::SlotMissing(_))
+        )
     }
 }
 
@@ -60,9 +84,13 @@ impl Error {
 pub struct Origin {
     pub endpoint: Endpoint,
     pub slot: String,
-    pub publications: Vec<String>,
-    pub filter: TableFilter,
+    pub counting: Counting,
     pub subjects: SubjectPattern,
+    pub on_slot_loss: OnLoss,
+    /// Where an operator wants to go on, leaving out what was committed before.
+    pub skip_to: Option<Lsn>,
+    /// An earlier run has had the slot.
+    pub slot_was_used: bool,
 }
 
 pub struct Source {
@@ -74,8 +102,13 @@ pub struct Source {
     observer: Observer,
     /// End of the last transaction that went into the ring, or waits to.
     handed_over: Lsn,
-    /// From then on a missing slot is an error: a new one would skip changes silently.
-    slot_was_seen: bool,
+    records: Records,
+    /// PostgreSQL has said so, whatever the catalogue shows.
+    slot_is_lost: bool,
+    /// Another bridge had the slot, so what is known may be out of date.
+    was_standby: bool,
+    /// The record says how this run counts.
+    is_recorded: bool,
 }
 
 /// Longest time between two looks at feedback and shutdown.
@@ -94,16 +127,20 @@ impl Source {
         shared: Arc<Shared>,
         metrics: Metrics,
         shutdown: Shutdown,
+        records: Records,
     ) -> Self {
         Self {
             origin,
+            records,
             producer,
             shared,
             metrics,
             shutdown,
             observer: Observer::default(),
             handed_over: Lsn::INVALID,
-            slot_was_seen: false,
+            slot_is_lost: false,
+            was_standby: false,
+            is_recorded: false,
         }
     }
 
@@ -118,9 +155,11 @@ impl Source {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            if !error.is_retryable() {
+            let is_renewed = error.is_slot_loss() && self.origin.on_slot_loss == OnLoss::Resnapshot;
+            if !error.is_retryable() && !is_renewed {
                 return Err(error);
             }
+            self.slot_is_lost |= matches!(error, Error::Postgres(postgres::Error::SlotLost(_)));
             self.metrics.connected.set(0);
             if started.elapsed() > Duration::from_secs(10) {
                 backoff.reset();
@@ -131,6 +170,7 @@ impl Source {
                         tracing::info!(slot = self.origin.slot, "the slot is in use, standing by");
                     }
                     self.shared.source_is(Condition::Standby);
+                    self.was_standby = true;
                     // Jitter, so that of several standbys no two ask at the same time for ever.
                     STANDBY_RETRY / 2
                         + STANDBY_RETRY.mul_f64(backoff::random() as f64 / u64::MAX as f64 / 2.0)
@@ -139,7 +179,10 @@ impl Source {
                 | Error::Decode(_)
                 | Error::Assemble(_)
                 | Error::ServerStopping
-                | Error::Identity(_) => {
+                | Error::Identity(_)
+                | Error::Checkpoint(_)
+                | Error::SkipBackwards { .. }
+                | Error::SkipAhead { .. } => {
                     self.metrics.reconnects.inc();
                     let delay = backoff.next(backoff::random());
                     tracing::warn!(error = %Chained(&error), ?delay, "replication stopped, will read on from the slot");
@@ -159,31 +202,33 @@ impl Source {
     /// One connection's life. Ok: the shutdown came, and what was read is stored.
     fn session(&mut self) -> Result<(), Error> {
         let mut session = Session::connect(&self.origin.endpoint, WAL_SENDER_TIMEOUT)?;
-        self.shared.postgres_is_stopping(false);
-        self.identify(&mut session)?;
+        let wal_end = self.identify(&mut session)?;
         let xid = recent_xid(&mut session)?;
         self.observer.session(xid);
-        match confirmed_flush_lsn(&mut session, &self.origin.slot)? {
-            // Told by an earlier run, or by another bridge that had the slot meanwhile.
-            Some(confirmed) => self.shared.confirm(confirmed),
-            None if self.slot_was_seen => {}
-            None => {
-                if let Some(made) = make_slot(&mut session, &self.origin.slot)? {
-                    let from = made.consistent_point;
-                    tracing::info!(slot = self.origin.slot, %from, "slot made; changes from now on are kept");
-                    self.shared.slot_made(from);
-                }
+        self.ready_slot(&mut session, wal_end)?;
+        let begun = self.begun_transaction()?;
+        let counting = match &begun {
+            Some(begun) => begun.by.clone(),
+            None => self.origin.counting.clone(),
+        };
+        let mut stream =
+            session.start_replication(&self.origin.slot, &counting.publications, &START_OPTIONS)?;
+        if self.was_standby {
+            let before = self.shared.counted();
+            self.records.refresh()?;
+            self.was_standby = false;
+            if self.shared.counted() != before {
+                stream.close(CLOSE_TIMEOUT)?;
+                return Ok(());
             }
         }
-        self.slot_was_seen = true;
-        let mut stream = session.start_replication(
-            &self.origin.slot,
-            &self.origin.publications,
-            &START_OPTIONS,
-        )?;
-        self.shared.replication_started();
+        if !self.is_recorded {
+            self.records.write()?;
+            self.is_recorded = true;
+        }
         self.metrics.connected.set(1);
         self.shared.source_is(Condition::Well);
+        self.shared.replication_started();
         // It may have to tell a gap, whether an event comes or not.
         self.shared.wake_publisher();
         tracing::info!(slot = self.origin.slot, "replication started");
@@ -191,7 +236,7 @@ impl Source {
         let number = self.shared.session();
         let mut run = Run {
             assembler: Assembler::new(
-                self.origin.filter.clone(),
+                counting.filter(),
                 self.origin.subjects.clone(),
                 number,
                 xid,
@@ -201,6 +246,7 @@ impl Source {
             pings: Pings::new(Instant::now()),
             gulp: Gulp::default(),
             wal_end: Lsn::INVALID,
+            begun,
         };
         while !self.is_ending() && self.shared.session() == number {
             self.gulp(&mut stream, &mut run)?;
@@ -213,16 +259,263 @@ impl Source {
         Ok(())
     }
 
-    /// Refuses another cluster, and an earlier state of this one.
-    fn identify(&self, session: &mut Session) -> Result<(), Error> {
+    /// Refuses another cluster, and an earlier state of this one. Gives the end of WAL.
+    fn identify(&self, session: &mut Session) -> Result<Lsn, Error> {
         let found = session.identify_system()?;
         // Without an identity the position is that of another stream, and says nothing about this server.
         let identity = self.shared.identity();
         let known = self.shared.known().filter(|_| identity.is_some());
-        let position = known.map_or(Position::START, |known| known.position);
-        identity::check(identity.as_ref(), &found, position)?;
+        let mut position = known.map_or(Position::START, |known| known.position);
+        let mut history = Vec::new();
+        if let Some(identity) = &identity
+            && identity.system_identifier == found.system_identifier
+            && identity.timeline != found.timeline
+        {
+            history = session.timeline_history(found.timeline)?;
+            // The last events before a failover decide: those that the record does not know of yet, and
+            // those under way.
+            while !self.producer.is_empty() && !self.is_ending() {
+                std::thread::park_timeout(FULL_PARK);
+            }
+            let filters = self.shared.counted().by.filters;
+            let last = self.records.last_event(&filters)?;
+            position = position.max(last.map_or(Position::START, |(position, _)| position));
+        }
+        identity::check(identity.as_ref(), &found, &history, position)?;
+        if let Some(before) = identity.filter(|identity| identity.timeline != found.timeline) {
+            tracing::info!(
+                before = before.timeline,
+                timeline = found.timeline,
+                "PostgreSQL was promoted, and has all that the stream holds"
+            );
+        }
         self.shared.set_identity(Identity::from(&found));
+        Ok(found.wal_lsn)
+    }
+
+    /// Sees that there is a slot to stream from, and that consumers will hear of what it does not hold.
+    fn ready_slot(&mut self, session: &mut Session, wal_end: Lsn) -> Result<(), Error> {
+        let name = &self.origin.slot;
+        let found = slot::look(session, name)?;
+        match found.map(|found| found.standing) {
+            Some(Standing::Elsewhere) => {
+                let text = format!("slot {name} was not created in this database");
+                return Err(postgres::Error::WrongDatabase(ServerError::own("55000", text)).into());
+            }
+            Some(Standing::Copy) => {
+                let text = format!("slot {name} is a standby's copy, waiting for its promotion");
+                return Err(postgres::Error::Unavailable(ServerError::own("55000", text)).into());
+            }
+            None if slot::is_standby(session)? => {
+                let text = format!("a standby without slot {name}, waiting for its promotion");
+                return Err(postgres::Error::Unavailable(ServerError::own("42704", text)).into());
+            }
+            None => self.renew(session, false)?,
+            Some(Standing::Lost) => self.renew(session, true)?,
+            Some(Standing::Free | Standing::Active) if self.slot_is_lost => {
+                self.renew(session, true)?;
+            }
+            Some(Standing::Free | Standing::Active) => {
+                let confirmed = self.skip(session, found, wal_end)?;
+                self.compare(confirmed)?;
+                // Told by an earlier run, or by another bridge that had the slot meanwhile.
+                self.shared.confirm(confirmed);
+                self.shared.complete_debt(Lsn::INVALID, confirmed);
+            }
+        }
+        self.origin.slot_was_used = true;
         Ok(())
+    }
+
+    /// Makes a slot where there is none, or in the place of one that is lost. What it cannot send is owed
+    /// to consumers, and that is written down before the slot is there: a crash in between must not make
+    /// the new slot look like one that has always been.
+    fn renew(&mut self, session: &mut Session, is_there: bool) -> Result<(), Error> {
+        let name = &self.origin.slot;
+        let is_begun = match self.shared.owed() {
+            Some(owed) if owed.gap.reason == Reason::SlotLost => {
+                let last = self.records.last_gap()?;
+                last.is_none_or(|last| last.epoch < owed.gap.epoch)
+            }
+            _ => false,
+        };
+        let is_lost = is_there || self.origin.slot_was_used;
+        if is_lost && !is_begun && self.origin.on_slot_loss == OnLoss::Halt {
+            return Err(Error::Postgres(if is_there {
+                let text = format!("slot {name} was invalidated");
+                postgres::Error::SlotLost(ServerError::own("55000", text))
+            } else {
+                let text = format!("slot {name} does not exist");
+                postgres::Error::SlotMissing(ServerError::own("42704", text))
+            }));
+        }
+        // What was read from the old slot belongs before the gap.
+        while !self.producer.is_empty() && !self.is_ending() {
+            std::thread::park_timeout(FULL_PARK);
+        }
+        if !is_begun && (is_lost || self.holds_events()?) {
+            tracing::error!(
+                slot = name,
+                "the slot is gone and with it changes; making a new one, consumers will be told"
+            );
+            self.owe(Reason::SlotLost, Lsn::INVALID)?;
+        }
+        if is_there {
+            slot::drop_lost(session, name)?;
+        }
+        if let Some(made) = slot::make(session, name)? {
+            let from = made.consistent_point;
+            tracing::info!(slot = name, %from, "slot made; changes from now on are kept");
+            self.shared.confirm(from);
+            self.shared.complete_debt(Lsn::INVALID, from);
+            self.shared.slot_made(from);
+        } else {
+            self.shared.forget_debt();
+        }
+        self.slot_is_lost = false;
+        Ok(())
+    }
+
+    /// Where an earlier run was told to publish other tables: the transaction it ended in, if that is in
+    /// the stream in part only.
+    fn begun_transaction(&mut self) -> Result<Option<Begun>, Error> {
+        let counted = self.shared.counted();
+        if counted.by == self.origin.counting {
+            return Ok(None);
+        }
+        let last = self.records.last_event(&counted.by.filters)?;
+        let (position, is_last) = last.unwrap_or((Position::START, true));
+        if is_last || position <= counted.from {
+            let commit_lsn = position.max(counted.from).commit_lsn;
+            tracing::info!(behind = %commit_lsn, "publications or tables are others than in the run before");
+            let by = self.origin.counting.clone();
+            self.shared.set_counted(Counted::behind(commit_lsn, by));
+            self.records.write()?;
+            return Ok(None);
+        }
+        tracing::warn!(
+            %position, publications = ?counted.by.publications, tables = ?counted.by.tables,
+            "publications or tables are others than in the run before, which ended in the middle of a transaction: \
+             finishing that as it was begun"
+        );
+        Ok(Some(Begun {
+            commit_lsn: position.commit_lsn,
+            by: counted.by,
+        }))
+    }
+
+    /// The transaction that was begun under other settings is read to its end. Once it is stored the next
+    /// session goes by those of this run.
+    fn count_anew(&mut self, stream: &mut ReplicationStream, run: &mut Run) -> Result<(), Error> {
+        while !self.producer.is_empty() && !self.is_ending() {
+            std::thread::park_timeout(FULL_PARK);
+            self.feedback(stream, run, false)?;
+        }
+        self.shared.rewind();
+        Ok(())
+    }
+
+    /// Moves the slot ahead where an operator wants that, or an earlier run has begun to. Gives where the
+    /// slot stands then.
+    fn skip(
+        &mut self,
+        session: &mut Session,
+        found: Option<slot::State>,
+        wal_end: Lsn,
+    ) -> Result<Lsn, Error> {
+        let name = &self.origin.slot;
+        let at = found.map_or(Lsn::INVALID, |found| found.confirmed_flush);
+        let begun = self
+            .shared
+            .owed()
+            .filter(|owed| owed.gap.reason == Reason::Skipped);
+        let to = match (self.origin.skip_to, begun) {
+            (Some(to), begun) if begun.as_ref().is_none_or(|owed| owed.gap.to < to) => {
+                if to < at && self.was_skipped_to(to)? {
+                    tracing::warn!(%to, "an earlier run has skipped to there; leave out --skip-to-lsn");
+                    self.origin.skip_to = None;
+                    return Ok(at);
+                }
+                if to < at {
+                    return Err(Error::SkipBackwards { to, at });
+                }
+                if to > wal_end {
+                    return Err(Error::SkipAhead { to, end: wal_end });
+                }
+                if to == at {
+                    tracing::info!(%to, "the slot is there already, nothing is skipped");
+                    self.origin.skip_to = None;
+                    return Ok(at);
+                }
+                if found.is_some_and(|found| found.standing == Standing::Active) {
+                    let text = format!("slot {name} is active");
+                    return Err(postgres::Error::SlotInUse(ServerError::own("55006", text)).into());
+                }
+                self.owe(Reason::Skipped, to)?;
+                to
+            }
+            (_, Some(owed)) if owed.gap.to > at => owed.gap.to,
+            (_, _) => return Ok(at),
+        };
+        slot::advance(session, &self.origin.slot, to)?;
+        tracing::warn!(slot = self.origin.slot, from = %at, %to, "the slot was moved ahead: what was committed between is not read");
+        self.origin.skip_to = None;
+        Ok(to)
+    }
+
+    fn holds_events(&self) -> Result<bool, Error> {
+        let last = self.records.last_event(&self.origin.counting.filters)?;
+        Ok(last.is_some())
+    }
+
+    /// An earlier run did, and has told it.
+    fn was_skipped_to(&self, to: Lsn) -> Result<bool, Error> {
+        let last = self.records.last_gap()?;
+        Ok(last.is_some_and(|last| last.reason == Reason::Skipped && last.to == to))
+    }
+
+    /// The checkpoint is written before PostgreSQL is told to forget. A slot that was told more has been
+    /// moved or made anew by hand, or the checkpoint is from before, and the stream with it.
+    fn compare(&self, confirmed: Lsn) -> Result<(), Error> {
+        if !self.shared.recorded().is_valid() || confirmed <= self.shared.recorded() {
+            return Ok(());
+        }
+        // Another bridge may have had the slot meanwhile.
+        self.records.refresh()?;
+        let recorded = self.shared.recorded();
+        let last = self
+            .records
+            .last_event(&self.shared.counted().by.filters)?
+            .map_or(Lsn::INVALID, |(position, _)| position.commit_lsn);
+        if confirmed <= recorded.max(last) || self.shared.owed().is_some() {
+            return Ok(());
+        }
+        tracing::error!(
+            slot = self.origin.slot, %confirmed, %recorded, %last,
+            "PostgreSQL has forgotten more than this bridge has told it to: the stream was restored from an older \
+             copy while the bridge was down, or the slot was moved or made anew by hand. What lies between cannot \
+             be read again; consumers are told"
+        );
+        self.owe(Reason::StreamReset, confirmed)
+    }
+
+    /// Consumers have to be told; from here on no crash forgets it.
+    fn owe(&self, reason: Reason, to: Lsn) -> Result<(), Error> {
+        let resnapshot =
+            reason == Reason::SlotLost && self.origin.on_slot_loss == OnLoss::Resnapshot;
+        self.shared.owe(Owed {
+            gap: Gap {
+                slot: self.origin.slot.clone(),
+                epoch: 0,
+                // Where the stream ends then.
+                from: Lsn::INVALID,
+                to,
+                reason,
+                timestamp: checkpoint::seconds(SystemTime::now()),
+            },
+            resnapshot,
+        });
+        Ok(self.records.write()?)
     }
 
     /// One read, all the frames it brought, and feedback when it is due.
@@ -236,6 +529,7 @@ impl Source {
         let mut messages = 0;
         let mut is_reply_due = false;
         let mut is_stopping = false;
+        let mut is_past_begun = false;
         loop {
             // What did not fit goes into the ring before the next frame is looked at.
             let mut sealed = Vec::new();
@@ -246,6 +540,12 @@ impl Source {
                 }) => {
                     let message = pgoutput::decode(payload)?;
                     let is_begin = matches!(message, pgoutput::Message::Begin(_));
+                    if let (pgoutput::Message::Begin(begin), Some(begun)) = (&message, &run.begun)
+                        && begin.final_lsn > begun.commit_lsn
+                    {
+                        is_past_begun = true;
+                        break;
+                    }
                     if let pgoutput::Message::LogicalMessage(written) = &message {
                         let transaction = run.assembler.transaction();
                         self.observer
@@ -287,6 +587,9 @@ impl Source {
         {
             return Ok(());
         }
+        if is_past_begun {
+            return self.count_anew(stream, run);
+        }
         self.feedback(stream, run, is_reply_due)?;
         if is_stopping && self.shared.confirmed() < run.wal_end {
             return Err(Error::ServerStopping);
@@ -316,8 +619,8 @@ impl Source {
                 // Not confirmed, so WAL has it.
                 return Ok(false);
             }
-            // It waits for the walsender, which waits for us: what it would say to that cannot be read now.
-            if self.shared.is_postgres_stopping() {
+            if self.shared.is_server_stopping() {
+                // PostgreSQL: a fast shutdown waits for each walsender to send all it has; this one cannot.
                 return Err(Error::ServerStopping);
             }
             std::thread::park_timeout(FULL_PARK);
@@ -343,6 +646,9 @@ impl Source {
         if run.assembler.is_idle() && confirmed >= self.handed_over {
             confirmed = confirmed.max(run.wal_end);
         }
+        // What PostgreSQL forgets while the checkpoint does not know of it would look like nothing later,
+        // were both restored from an older copy.
+        let confirmed = self.shared.allowed(confirmed);
         let now = Instant::now();
         if run.feedback.is_due(confirmed, is_requested, now) {
             // Received, but not to be forgotten before it is confirmed.
@@ -361,8 +667,15 @@ impl Source {
             std::thread::park_timeout(FULL_PARK);
             self.feedback(stream, run, false)?;
         }
-        let confirmed = self.shared.confirmed();
+        let mut confirmed = self.shared.confirmed();
+        if self.shared.allowed(confirmed) < confirmed {
+            if let Err(error) = self.records.write_own() {
+                tracing::warn!(error = %Chained(&error), "PostgreSQL is not told all that is stored, and will send it again");
+            }
+            confirmed = self.shared.allowed(confirmed);
+        }
         stream.send_status(confirmed, confirmed, confirmed, false)?;
+        self.metrics.confirmed_lsn.set(confirmed.0 as i64);
         Ok(())
     }
 
@@ -390,30 +703,6 @@ fn recent_xid(session: &mut Session) -> Result<u64, postgres::Error> {
     })
 }
 
-/// What the slot has been told so far; None when there is no slot.
-fn confirmed_flush_lsn(session: &mut Session, slot: &str) -> Result<Option<Lsn>, postgres::Error> {
-    let sql = format!(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}",
-        quote_literal(slot)
-    );
-    let rows = session.simple_query(&sql)?;
-    let lsn = |row: &Vec<Option<String>>| row.first()?.as_ref()?.parse().ok();
-    // A slot of another kind has none; START_REPLICATION says what is wrong with it.
-    Ok(rows.first().map(|row| lsn(row).unwrap_or(Lsn::INVALID)))
-}
-
-/// Makes the slot. None: it is there already.
-fn make_slot(session: &mut Session, slot: &str) -> Result<Option<CreatedSlot>, postgres::Error> {
-    // PostgreSQL: a failover slot is copied to standbys from 17 on, if they ask for it.
-    let is_failover = session.server_major_version() >= 17;
-    match session.create_slot(slot, is_failover) {
-        Ok(made) => Ok(Some(made)),
-        // Another bridge was quicker.
-        Err(postgres::Error::SlotExists(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// What lives as long as one session.
 struct Run {
     assembler: Assembler,
@@ -422,4 +711,12 @@ struct Run {
     gulp: Gulp,
     /// The highest WAL end a keepalive named.
     wal_end: Lsn,
+    /// To be finished before anything else is read.
+    begun: Option<Begun>,
+}
+
+/// A transaction of which the stream holds only the beginning, counted as an earlier run was told to.
+struct Begun {
+    commit_lsn: Lsn,
+    by: Counting,
 }

@@ -147,7 +147,7 @@ fn check(config: &stream::Config, subjects: &str) -> Result<(), Error> {
 }
 
 /// Whether every subject under `narrow` is under `wide`.
-fn covers(wide: &str, narrow: &str) -> bool {
+pub(crate) fn covers(wide: &str, narrow: &str) -> bool {
     let mut narrow = narrow.split('.');
     let mut wide = wide.split('.');
     loop {
@@ -160,7 +160,7 @@ fn covers(wide: &str, narrow: &str) -> bool {
     }
 }
 
-fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+pub(crate) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     use jetstream::context::GetStreamErrorKind::JetStream;
     matches!(error.kind(), JetStream(error) if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }

@@ -15,12 +15,14 @@ use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
 use daemon::shutdown::Shutdown;
 use tokio::sync::oneshot;
+use wire::{Lsn, Position};
 
 use crate::admin::Admin;
 use crate::catalog::Catalog;
-use crate::checkpoint::{self, Fixed};
+use crate::checkpoint::{self, Fixed, Keeper, Records};
 use crate::claims::{self, Claim, Claims};
 use crate::config::Config;
+use crate::counting::{Counted, Counting};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
@@ -31,7 +33,7 @@ use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::{SchemaRegistry, Scope};
 use crate::shared::{Condition, Shared};
-use crate::snapshot;
+use crate::snapshot::{self, reseed};
 use crate::source::{Origin, Source};
 use crate::{durability, exit, monitor, preflight, streams};
 
@@ -92,7 +94,7 @@ pub async fn run(config: Config) -> u8 {
         Ok(prepared) => Box::pin(stream(&config, hold, &admin, producer, consumer, prepared)).await,
         Err(code) => code,
     };
-    println!("{}", monitor::line(&admin));
+    monitor::print_line(&admin);
     code
 }
 
@@ -121,10 +123,10 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
     };
     let jetstream = jetstream::new(client);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let store = loop {
+    let memory = loop {
         let error: Box<dyn std::error::Error> = match ensure_streams(config, &jetstream).await {
             Ok(()) => match remember(config, &jetstream, &admin.shared).await {
-                Ok(store) => break store,
+                Ok(memory) => break memory,
                 Err(error) => error.into(),
             },
             Err(error @ streams::Error::Subjects { .. }) => {
@@ -143,18 +145,26 @@ async fn prepare(config: &Config, admin: &Admin) -> Result<Prepared, u8> {
         admin.shared.accept_reset();
     }
     tracing::info!(exposure = admin.durability, "durability");
-    let claims = claim(config, &store).await?;
+    let claims = claim(config, &memory.store).await?;
     Ok(Prepared {
         jetstream,
-        store,
+        memory,
         claims,
     })
 }
 
 struct Prepared {
     jetstream: jetstream::Context,
-    store: checkpoint::Store,
+    memory: Memory,
     claims: Claims,
+}
+
+/// What earlier runs have left.
+struct Memory {
+    store: checkpoint::Store,
+    keeper: Keeper,
+    /// One of them has had the slot.
+    slot_was_used: bool,
 }
 
 /// Sees that no other bridge publishes the same tables into the stream.
@@ -198,22 +208,37 @@ async fn keep_claim(mut claims: Claims, shared: Arc<Shared>) {
 async fn remember(
     config: &Config,
     jetstream: &jetstream::Context,
-    shared: &Shared,
-) -> Result<checkpoint::Store, checkpoint::Error> {
+    shared: &Arc<Shared>,
+) -> Result<Memory, checkpoint::Error> {
     let store = checkpoint::Store::open(jetstream, &config.slot, config.stream_replicas).await?;
-    if let Some(found) = store.read(&config.cdc_stream).await? {
+    let Some(created) = tail::created(jetstream, &config.cdc_stream).await else {
+        return Err(checkpoint::Error::Stream {
+            stream: config.cdc_stream.clone(),
+        });
+    };
+    let fixed = fixed(config, created.clone());
+    shared.set_counted(Counted {
+        by: fixed.counting.clone(),
+        from: Position::START,
+    });
+    let keeper = Keeper::new(store.clone(), fixed, shared.clone());
+    let found = keeper.refresh().await?;
+    if let Some(found) = &found {
         tracing::info!(position = %found.position, sequence = found.stream_sequence, "checkpoint read");
-        shared.set_known(checkpoint::known(&found));
-        shared.set_epoch(found.epoch);
+        shared.set_known(checkpoint::known(found));
         // The events of another stream of this name are no reason to refuse another PostgreSQL.
-        if tail::created(jetstream, &config.cdc_stream).await == Some(found.stream_created) {
+        if created == found.stream_created {
             shared.set_identity(Identity {
-                system_identifier: found.system_identifier,
+                system_identifier: found.system_identifier.clone(),
                 timeline: found.timeline,
             });
         }
     }
-    Ok(store)
+    Ok(Memory {
+        store,
+        keeper,
+        slot_was_used: found.is_some(),
+    })
 }
 
 async fn ensure_streams(
@@ -257,23 +282,19 @@ async fn stream(
 ) -> u8 {
     let Prepared {
         jetstream,
-        store,
+        memory,
         claims,
     } = prepared;
+    let keeper = memory.keeper;
     let registry = start_registry(config, admin, jetstream.clone()).await;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
-        Origin {
-            endpoint: endpoint(&config.postgres),
-            slot: config.slot.clone(),
-            publications: config.publications.clone(),
-            filter: config.tables.clone(),
-            subjects: config.subjects.clone(),
-        },
+        origin(config, memory.slot_was_used),
         producer,
         admin.shared.clone(),
         admin.metrics.clone(),
         admin.shutdown.clone(),
+        Records::new(keeper.clone(), jetstream.clone(), config.subjects.gap()),
     );
     let spawned = std::thread::Builder::new()
         .name("source".to_owned())
@@ -317,13 +338,16 @@ async fn stream(
     );
     let publishing = tokio::spawn(publisher.run());
     tokio::spawn(keep_claim(claims.clone(), admin.shared.clone()));
-    start_monitors(config, admin, jetstream);
-    let fixed = fixed(config);
-    tokio::spawn(checkpoint::keep(
-        store.clone(),
-        fixed.clone(),
+    tokio::spawn(reseed::run(
+        jetstream.clone(),
+        Catalog::new(config.postgres.clone()),
+        config.publications.clone(),
+        config.tables.clone(),
+        config.stream_replicas,
         admin.shared.clone(),
     ));
+    start_monitors(config, admin, jetstream);
+    tokio::spawn(keeper.clone().keep());
 
     let code = tokio::select! {
         biased;
@@ -331,7 +355,9 @@ async fn stream(
         Err(panicked) = publishing => fail("the publisher failed", &panicked, exit::FAILURE),
         ended = source_ended => match ended {
             Ok(Ok(())) => {
-                checkpoint::write_last(&store, &fixed, &admin.shared).await;
+                if let Err(error) = keeper.write_own().await {
+                    tracing::warn!(error = %Chained(&error), "the last checkpoint was not written; the stream's tail will do");
+                }
                 claims.leave().await;
                 drained(admin)
             }
@@ -354,13 +380,25 @@ async fn stream(
     code
 }
 
+fn origin(config: &Config, slot_was_used: bool) -> Origin {
+    Origin {
+        endpoint: endpoint(&config.postgres),
+        slot: config.slot.clone(),
+        counting: Counting::of(config),
+        subjects: config.subjects.clone(),
+        on_slot_loss: config.on_slot_loss,
+        skip_to: config.skip_to_lsn,
+        slot_was_used,
+    }
+}
+
 /// What of the configuration goes into the checkpoint.
-fn fixed(config: &Config) -> Fixed {
+fn fixed(config: &Config, stream_created: String) -> Fixed {
     Fixed {
         slot: config.slot.clone(),
         stream: config.cdc_stream.clone(),
-        publication: config.publications.join(","),
-        filter_hash: filter_hash(config),
+        stream_created,
+        counting: Counting::of(config),
     }
 }
 
@@ -419,16 +457,6 @@ async fn drain_deadline(shutdown: &Shutdown, timeout: Duration) {
     tokio::time::sleep(timeout).await;
 }
 
-/// Changes with everything that decides which rows are counted, and so what a position means.
-fn filter_hash(config: &Config) -> String {
-    use sha2::{Digest as _, Sha256};
-    let mut tables = config.tables.names().to_vec();
-    tables.sort();
-    let digest = Sha256::digest(tables.join(",").as_bytes());
-    let prefix: [u8; 8] = std::array::from_fn(|index| digest[index]);
-    format!("{:016x}", u64::from_be_bytes(prefix))
-}
-
 fn drained(admin: &Admin) -> u8 {
     let metrics = &admin.metrics;
     tracing::info!(
@@ -437,8 +465,9 @@ fn drained(admin: &Admin) -> u8 {
         events = metrics.cdc_events_published.get(),
         reconnects = metrics.reconnects.get(),
         nats_reconnects = metrics.nats_reconnects.get(),
-        confirmed = %admin.shared.confirmed(),
-        "drained: everything read is stored and confirmed"
+        stored = %Lsn(metrics.last_ack_lsn.get() as u64),
+        confirmed = %Lsn(metrics.confirmed_lsn.get() as u64),
+        "drained: everything read is stored; what is not confirmed yet is held, and will be skipped when it is sent again"
     );
     exit::DRAINED
 }
@@ -448,7 +477,7 @@ fn fail(what: &str, error: &(dyn std::error::Error + 'static), code: u8) -> u8 {
     code
 }
 
-fn endpoint(options: &PostgresOptions) -> Endpoint {
+pub(crate) fn endpoint(options: &PostgresOptions) -> Endpoint {
     let (host, port) = match options.address() {
         Address::Tcp { host, port } => (Host::Tcp(host.clone()), *port),
         Address::Unix(socket) => unix(socket),

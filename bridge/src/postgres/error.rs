@@ -1,8 +1,9 @@
 //! What can go wrong with a session, told apart by what helps.
 //!
 //! In: I/O errors and the server's ErrorResponse. Out: an `Error` whose text names the remedy.
-//! Invariant: PostgreSQL's words are only looked at where SQLSTATE and routine do not decide;
-//! they may be in any language.
+//! Invariant: PostgreSQL's words, which may be in any language, are only looked at where SQLSTATE and
+//! routine do not decide. What is wrong with a slot the catalogue has told before (see `slot`): the words
+//! serve a slot that is lost between its answer and START_REPLICATION.
 
 use std::fmt;
 use std::io;
@@ -44,11 +45,11 @@ pub enum Error {
     #[error("replication slot exists already: {0}")]
     SlotExists(Box<ServerError>),
     #[error(
-        "replication slot is missing: {0}; changes since it was dropped are lost. Create it (a new slot starts now) and take new snapshots"
+        "replication slot is missing: {0}; changes since it was dropped are lost. Start with --on-slot-loss resnapshot to go on with a new slot, tell consumers of the gap and make new snapshots"
     )]
     SlotMissing(Box<ServerError>),
     #[error(
-        "replication slot is lost: {0}; the WAL it needs is gone. Drop it with pg_drop_replication_slot(), let it be created again and take new snapshots; see max_slot_wal_keep_size"
+        "replication slot is lost: {0}; the WAL it needs is gone (see max_slot_wal_keep_size). Start with --on-slot-loss resnapshot to go on with a new slot, tell consumers of the gap and make new snapshots"
     )]
     SlotLost(Box<ServerError>),
     #[error("replication slot belongs to another database: {0}; check PG_DB or --slot")]
@@ -115,6 +116,15 @@ impl fmt::Display for ServerError {
 }
 
 impl ServerError {
+    /// What was seen in the catalogue, before the server had to say it.
+    pub fn own(sqlstate: &str, message: String) -> Box<Self> {
+        Box::new(Self {
+            sqlstate: sqlstate.to_owned(),
+            message,
+            ..Self::default()
+        })
+    }
+
     /// Reads the fields it knows; a malformed body gives what came before the damage.
     pub(super) fn parse(body: &[u8]) -> Self {
         let mut error = Self::default();
@@ -145,12 +155,21 @@ impl ServerError {
             "42704" if this.is_about_a_publication() => Error::PublicationMissing(this),
             "42704" => Error::SlotMissing(this),
             "55000" if this.routine == "CheckLogicalDecodingRequirements" => Error::WalLevel(this),
+            // PostgreSQL: up to 15 a standby does not decode; it may be promoted.
+            "0A000" if this.routine == "CheckLogicalDecodingRequirements" => {
+                Error::Unavailable(this)
+            }
             "55000" if this.message.contains("was not created in this database") => {
                 Error::WrongDatabase(this)
             }
             "55000" if this.is_about_an_invalidated_slot() => Error::SlotLost(this),
             // PostgreSQL: "requested WAL segment ... has already been removed".
-            "58P01" if this.message.contains("WAL segment") => Error::SlotLost(this),
+            "58P01"
+                if this.message.contains("WAL segment")
+                    || ["WalSndSegmentOpen", "CheckXLogRemoved"].contains(&&*this.routine) =>
+            {
+                Error::SlotLost(this)
+            }
             "28000" | "28P01" => Error::Authentication(this),
             "42501" => Error::Privilege(this),
             "53300" => Error::TooManyConnections(this),

@@ -21,5 +21,7 @@ pub use connection::Session;
 pub use endpoint::{Endpoint, Host, WAL_SENDER_TIMEOUT};
 pub use error::{Error, ServerError};
 pub use gulp::Gulp;
-pub use replication::{CreatedSlot, START_OPTIONS, SystemIdentity, quote_ident, quote_literal};
+pub use replication::{
+    CreatedSlot, START_OPTIONS, SystemIdentity, TimelineEnd, quote_ident, quote_literal,
+};
 pub use stream::{Frame, Read, ReplicationStream};

@@ -24,6 +24,14 @@ pub struct SystemIdentity {
     pub database: String,
 }
 
+/// Where a timeline ended, on the way to a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineEnd {
+    pub timeline: u32,
+    /// WAL from here on is of another timeline.
+    pub at: Lsn,
+}
+
 /// The answer to CREATE_REPLICATION_SLOT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CreatedSlot {
@@ -56,6 +64,23 @@ impl Session {
             wal_lsn,
             database,
         })
+    }
+
+    /// The timelines from which this one has come, the first one first. The server's own only, or one before.
+    pub fn timeline_history(&mut self, timeline: u32) -> Result<Vec<TimelineEnd>, Error> {
+        // PostgreSQL: the first timeline has come from none, and has no history file.
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let rows = self.simple_query(&format!("TIMELINE_HISTORY {timeline}"))?;
+        let content = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().nth(1));
+        let content = content
+            .flatten()
+            .ok_or_else(|| unexpected("the history of a timeline"))?;
+        timeline_ends(&content).ok_or_else(|| unexpected("lines of a timeline's history"))
     }
 
     /// Creates a logical slot for pgoutput. Waits for transactions that are running now.
@@ -97,6 +122,20 @@ impl Session {
     }
 }
 
+/// PostgreSQL: a line of the file is a timeline, where it ended and why, between tabs ("Timelines").
+fn timeline_ends(content: &str) -> Option<Vec<TimelineEnd>> {
+    let lines = content.lines().map(str::trim);
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let end = |line: &str| {
+        let mut fields = line.split_whitespace();
+        Some(TimelineEnd {
+            timeline: fields.next()?.parse().ok()?,
+            at: fields.next()?.parse().ok()?,
+        })
+    };
+    lines.map(end).collect()
+}
+
 fn start_replication_command(
     slot: &str,
     publications: &[String],
@@ -131,6 +170,18 @@ pub fn quote_literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_file_tells_where_each_timeline_ended() {
+        let content = "1\t0/3000060\tno recovery target specified\n\n2\t1/A0\tbefore 2000-01-01 00:00:00+00\n";
+
+        let ends = timeline_ends(content).unwrap();
+
+        assert_eq!(ends[0].timeline, 1);
+        assert_eq!(ends[0].at, Lsn(0x300_0060));
+        assert_eq!(ends[1].at, Lsn(0x1_0000_00A0));
+        assert_eq!(timeline_ends("one\t0/1\tno"), None);
+    }
 
     #[test]
     fn names_survive_quoting() {

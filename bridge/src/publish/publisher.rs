@@ -253,6 +253,7 @@ impl Publisher {
             self.notice_sharing(connection).await?;
             self.notice_new_slot()?;
             self.notice_released_before();
+            self.notice_owed(connection).await?;
             self.send_gap(connection);
             if self.framing.mode() == Mode::Chain && !self.is_starved() {
                 connection.listen(&self.target.subjects.stream_subjects());
@@ -300,6 +301,10 @@ impl Publisher {
                 if self.replication != replication {
                     self.resume(connection).await?;
                     self.replication = replication;
+                    // Before the first event behind it.
+                    self.notice_new_slot()?;
+                    self.notice_owed(connection).await?;
+                    self.send_gap(connection);
                     continue;
                 }
             }
@@ -534,7 +539,9 @@ impl Publisher {
             self.note_known(self.chain.stored_sequence());
         }
         if self.gap_sequence.is_some_and(|sequence| sequence <= acked) {
-            self.gap = None;
+            if let Some(gap) = self.gap.take() {
+                self.shared.gap_told(gap.epoch);
+            }
             self.gap_sequence = None;
         }
         let confirmed = self.ledger.confirmed();

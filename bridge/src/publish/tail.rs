@@ -10,6 +10,7 @@ use async_nats::jetstream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use wire::gap::Gap;
 use wire::{Message as _, Position};
 
 use super::chain::ApiError;
@@ -275,8 +276,20 @@ async fn last_event(
         return Ok(Some((message.seq, tail.position())));
     }
     // Behind a gap nothing was published yet.
-    let gap = wire::gap::Gap::decode(&payload).map_err(|_| foreign())?;
+    let gap = Gap::decode(&payload).map_err(|_| foreign())?;
     Ok(Some((message.seq, Position::new(gap.to, 0))))
+}
+
+/// The last message on the gap subject.
+pub async fn last_gap(
+    connection: &mut Connection,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<Gap>, Error> {
+    let query = serde_json::json!({ "last_by_subj": subject }).to_string();
+    let message = get(connection, stream, &query).await?;
+    let payload = message.and_then(|message| STANDARD.decode(&message.data).ok());
+    Ok(payload.and_then(|payload| Gap::decode(&payload).ok()))
 }
 
 async fn get(

@@ -3,6 +3,7 @@
 //! In: a subcommand. Out: text on stdout, an exit code.
 //! Invariant: everything is learnt through the contract; only `verify` looks into PostgreSQL, to compare.
 
+mod check;
 mod schema;
 mod snapshot;
 mod verify;
@@ -31,6 +32,13 @@ pub enum Tool {
     Schema {
         /// users, or sales.orders
         table: String,
+    },
+    /// Check everything the bridge needs, change nothing, and say what to do: one line each, ok, warn or
+    /// fail. Exit code 0 when nothing has failed, 1 else. Takes the flags the bridge is started with
+    Check {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Prove that snapshot + stream = table: make a copy from both and compare it with PostgreSQL. Exit
     /// code 0 when they are equal, 1 when not. Holds one copy of the table in memory
@@ -82,6 +90,7 @@ fn hint(error: &wire::snapshot::Error) -> String {
 /// Runs the tool; errors go to stderr.
 pub async fn run(config: &Config, tool: &Tool) -> u8 {
     let done = match tool {
+        Tool::Check { json } => check::run(config, *json).await,
         Tool::Snapshot { table, watch } => snapshot::run(config, table, *watch).await,
         Tool::Schema { table } => schema::run(config, table).await,
         Tool::Verify { table } => verify::run(config, table).await,

@@ -401,6 +401,41 @@ fn the_metrics_line_is_the_one_dashboards_parse() {
 }
 
 #[test]
+fn it_goes_on_when_nobody_reads_its_lines() {
+    let rig = Rig::new();
+    rig.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let port = rig.stack().claim_port();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bridge"));
+    command
+        .args(["--slot", &rig.slot, "--port", &port.to_string()])
+        .env("DATABASE_URL", &rig.pg_url)
+        .env("NATS_URL", &rig.nats_url)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null());
+
+    let mut bridge = command.spawn().expect("the bridge starts");
+    drop(bridge.stdout.take());
+    rig.sql("INSERT INTO t VALUES (1)");
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    eventually(DEADLINE, "it streams", || {
+        match stack::http_get(address, "/ready") {
+            Ok((200, _)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    // It prints a line at the end, at the latest.
+    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+    std::io::Write::write_all(
+        &mut stream,
+        b"POST /shutdown HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    )
+    .expect("it reads");
+    let status = bridge.wait().expect("it ends");
+
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn it_logs_in_over_a_unix_socket() {
     let mut rig = Rig::new();
     let directory = rig.postgres().socket_dir().display().to_string();

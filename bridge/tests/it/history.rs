@@ -17,7 +17,7 @@ use crate::stream;
 use crate::writer::assert_numbers;
 
 /// The message on the gap subject, if there is one.
-fn gap(rig: &Rig) -> Option<Gap> {
+pub fn gap(rig: &Rig) -> Option<Gap> {
     stream::runtime().block_on(async {
         let context = stream::jetstream(rig.nats()).await;
         let stream = context.get_stream("CDC").await.expect("there is a stream");
@@ -29,13 +29,13 @@ fn gap(rig: &Rig) -> Option<Gap> {
 }
 
 #[track_caller]
-fn wait_for_gap(rig: &Rig) -> Gap {
+pub fn wait_for_gap(rig: &Rig) -> Gap {
     eventually(DEADLINE, "consumers are told of the gap", || gap(rig))
 }
 
 /// Waits until `/ready` says 503 with `why` in it.
 #[track_caller]
-fn wait_until_red(bridge: &Bridge, why: &str) {
+pub fn wait_until_red(bridge: &Bridge, why: &str) {
     eventually(DEADLINE, "readiness is red", || {
         let (status, body) = bridge.request("GET", "/ready");
         if status == 503 && body.contains(why) {
@@ -47,7 +47,7 @@ fn wait_until_red(bridge: &Bridge, why: &str) {
 }
 
 #[track_caller]
-fn wait_until_stored(rig: &Rig, messages: u64) {
+pub fn wait_until_stored(rig: &Rig, messages: u64) {
     eventually(DEADLINE, "the bridge stores events", || {
         let stored = stream::last_sequence(rig.nats());
         if stored >= messages {
@@ -59,7 +59,7 @@ fn wait_until_stored(rig: &Rig, messages: u64) {
 }
 
 /// The numbers in the first column.
-fn ids(events: &[Event]) -> Vec<i64> {
+pub fn ids(events: &[Event]) -> Vec<i64> {
     let id = |event: &Event| match event.columns[0].value {
         Value::Int(id) => id,
         _ => panic!("{event:?}"),
@@ -68,7 +68,7 @@ fn ids(events: &[Event]) -> Vec<i64> {
 }
 
 /// Where the rig's only nats-server keeps its streams.
-fn store(rig: &Rig) -> PathBuf {
+pub fn store(rig: &Rig) -> PathBuf {
     let entries = std::fs::read_dir(rig.stack().dir()).expect("it can be read");
     let stores = entries.map(|entry| entry.expect("it can be read").path().join("store"));
     let mut stores = stores.filter(|store| store.is_dir());
@@ -98,7 +98,7 @@ fn create_stream(rig: &Rig, config: Config) {
     });
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory can be made");
     for entry in std::fs::read_dir(from).expect("it can be read") {
         let entry = entry.expect("it can be read");
@@ -289,32 +289,6 @@ fn another_cluster_under_a_new_slot_is_not_taken_for_a_repeat() {
     assert_eq!(stream::last_sequence(rig.nats()), 10);
     bridge.kill();
     rig.slot = own_slot;
-}
-
-#[test]
-fn a_slot_dropped_while_the_bridge_was_down_is_made_anew_and_the_gap_told() {
-    let rig = Rig::new();
-    rig.create_numbers();
-    let bridge = rig.bridge(&[]);
-    rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
-    bridge.drain();
-    eventually(DEADLINE, "the slot can be dropped", || {
-        let sql = format!("SELECT pg_drop_replication_slot('{}')", rig.slot);
-        rig.postgres().try_sql_in(&rig.database, &sql)
-    });
-    rig.write_numbers(10);
-
-    let bridge = rig.bridge(&[]);
-    let told = wait_for_gap(&rig);
-    rig.write_numbers(10);
-    let events = rig.events();
-    bridge.drain();
-
-    assert_eq!(told.reason, Reason::SlotLost);
-    let kept: Vec<_> = (1..=10).chain(21..=30).collect();
-    assert_eq!(ids(&events), kept);
-    assert!(events[9].commit_lsn <= told.from && told.to <= events[10].commit_lsn);
 }
 
 #[test]

@@ -12,7 +12,11 @@ mod writer;
 
 // The promises.
 mod cases;
+mod check;
 mod cli;
+mod counting;
 mod crash;
+mod gaps;
 mod history;
 mod idle;
+mod timelines;

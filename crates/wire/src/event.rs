@@ -88,6 +88,9 @@ pub struct Tail {
     pub commit_lsn: Lsn,
     /// As in [`Event`].
     pub seq: u32,
+    /// As in [`Event`].
+    #[serde(default)]
+    pub last: bool,
 }
 
 impl Event {

@@ -5,6 +5,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use wire::checkpoint::Owed;
 use wire::gap::{Gap, Reason};
 use wire::{Lsn, Message as _, Position};
 
@@ -15,6 +16,7 @@ use crate::publish::connection::Connection;
 use crate::publish::frame;
 use crate::publish::mode::Mode;
 use crate::publish::tail::{self, Tail};
+use crate::shared::Condition;
 
 impl Publisher {
     /// Somebody else has published into the stream. A bridge on the same slot sends the same events, each
@@ -86,13 +88,12 @@ impl Publisher {
         }
     }
 
-    /// A stream with events of an earlier slot has a gap where the new slot begins.
+    /// A new slot begins behind everything that was ever committed in its cluster (PostgreSQL). Taken for
+    /// repeats, the changes of another one would be dropped silently.
     pub(super) fn notice_new_slot(&mut self) -> Result<(), Error> {
         let Some(from) = self.shared.slot_made_at() else {
             return Ok(());
         };
-        // PostgreSQL: a new slot begins behind everything that was ever committed in its cluster. Taken for
-        // repeats, the changes of another one would be dropped silently.
         if self.floor.commit_lsn > from {
             return Err(Error::OtherHistory {
                 stream: self.target.stream.clone(),
@@ -101,10 +102,40 @@ impl Publisher {
             });
         }
         self.shared.take_slot_made();
-        if self.floor > Position::START {
-            tracing::error!(last = %self.floor, %from, "the slot was made anew: changes between are lost, consumers are told");
-            self.tell_gap(self.floor.commit_lsn, from, Reason::SlotLost);
+        Ok(())
+    }
+
+    /// A gap that the source found, or an earlier run has left. It is told by the bridge that has the slot.
+    pub(super) async fn notice_owed(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        if self.gap.is_some() || self.shared.source() != Condition::Well {
+            return Ok(());
         }
+        let Some(owed) = self.shared.owed().filter(|owed| owed.gap.to.is_valid()) else {
+            return Ok(());
+        };
+        let last = tail::last_gap(connection, &self.target.stream, &self.target.gap_subject);
+        if let Some(last) = last.await?
+            && last.slot == owed.gap.slot
+            && last.epoch >= owed.gap.epoch
+        {
+            tracing::info!(epoch = last.epoch, "an earlier run has told the gap");
+            self.shared.gap_told(last.epoch);
+            return Ok(());
+        }
+        let floor = self.floor.commit_lsn;
+        let Some(Owed { gap, .. }) = self.shared.complete_debt(floor, floor) else {
+            return Ok(());
+        };
+        if gap.reason == Reason::Skipped && gap.to <= floor {
+            tracing::info!(to = %gap.to, last = %self.floor, "the stream holds all that was skipped: there is no gap");
+            self.shared.gap_told(gap.epoch);
+            return Ok(());
+        }
+        tracing::error!(
+            epoch = gap.epoch, from = %gap.from, to = %gap.to, reason = ?gap.reason,
+            "changes between are lost, consumers are told"
+        );
+        self.gap = Some(gap);
         Ok(())
     }
 
@@ -121,16 +152,19 @@ impl Publisher {
     }
 
     pub(super) fn tell_gap(&mut self, from: Lsn, to: Lsn, reason: Reason) {
-        let epoch = self.shared.epoch() + 1;
-        self.shared.set_epoch(epoch);
-        self.gap = Some(Gap {
-            slot: self.target.slot.clone(),
-            epoch,
-            from,
-            to,
-            reason,
-            timestamp: checkpoint::seconds(SystemTime::now()),
+        let owed = self.shared.owe(Owed {
+            gap: Gap {
+                slot: self.target.slot.clone(),
+                epoch: 0,
+                from,
+                to,
+                reason,
+                timestamp: checkpoint::seconds(SystemTime::now()),
+            },
+            resnapshot: false,
         });
+        self.gap = Some(owed.gap);
+        self.gap_sequence = None;
     }
 
     /// A gap goes into the stream in its place, before the first event behind it.
@@ -152,6 +186,10 @@ impl Publisher {
         out.extend_from_slice(&gap.to_msgpack());
         self.chain.sent(self.floor, open.finish(out), token);
         self.gap_sequence = Some(self.chain.expected());
+        if gap.reason == Reason::Skipped {
+            // PostgreSQL: after a crash the slot may stand where it was before.
+            self.floor = self.floor.max(Position::new(gap.to, 0));
+        }
     }
 
     pub(super) fn reset(&self, what: &'static str) -> Error {

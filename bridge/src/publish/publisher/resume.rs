@@ -19,7 +19,9 @@ use crate::publish::tail::{self, Tail};
 impl Publisher {
     /// Finds out what the stream holds, and starts over right behind it.
     pub(super) async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        let tail = self.read_tail(connection).await?;
+        let counted = self.shared.counted();
+        let mut tail = self.read_tail(connection, &counted.by.filters).await?;
+        self.reach_counted(&mut tail, counted.from);
         let proven = self.proven_before(&tail);
         self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
@@ -78,10 +80,14 @@ impl Publisher {
 
     /// Reads the tail. A server that has not noticed yet that another one leads the stream gives an older one:
     /// before it is said that acked events are lost, it is asked again for as long as that may last.
-    async fn read_tail(&self, connection: &mut Connection) -> Result<Tail, Error> {
+    async fn read_tail(
+        &self,
+        connection: &mut Connection,
+        filters: &[String],
+    ) -> Result<Tail, Error> {
         let began = Instant::now();
         loop {
-            let tail = tail::read(connection, &self.target.stream, &self.target.filters).await?;
+            let tail = tail::read(connection, &self.target.stream, filters).await?;
             let verdict =
                 incarnation::judge(self.shared.known().as_ref(), &tail, SystemTime::now());
             let is_doubtful = tail.is_replicated && verdict == Verdict::RolledBack;
@@ -93,6 +99,17 @@ impl Publisher {
                 "the stream seems to end before what was acked; asking again"
             );
             tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// What was counted in another way may lie under subjects that are not this bridge's any more.
+    fn reach_counted(&self, tail: &mut Tail, from: Position) {
+        let known = self.shared.known();
+        let is_known = known.is_some_and(|known| {
+            known.created == tail.created && known.sequence <= tail.last_sequence
+        });
+        if is_known && !tail.is_empty {
+            tail.position = tail.position.max(from);
         }
     }
 
@@ -211,6 +228,9 @@ impl Publisher {
                     Reason::StreamReset,
                 );
                 // Positions of another stream say nothing about this one.
+                if verdict == Verdict::Recreated {
+                    self.shared.forget_counted_from();
+                }
                 Ok(if verdict == Verdict::Purged {
                     known_position
                 } else {

@@ -426,7 +426,12 @@ fn services() -> Vec<Sample> {
         epoch: 0,
         publication: "cdc_pub".to_owned(),
         filter_hash: "a54d88e06612d820".to_owned(),
+        tables: vec!["users".to_owned(), "orders".to_owned()],
+        filters: vec!["cdc.users.*".to_owned(), "cdc.orders.*".to_owned()],
+        counted_from: Position::START,
         updated_at: 1_765_362_600,
+        confirmed: Lsn(0x25C_B528),
+        owed: None,
     };
     let command = WriteCommand {
         operation_id: operation_id(),
