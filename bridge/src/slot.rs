@@ -95,11 +95,12 @@ pub fn make(session: &mut Session, name: &str) -> Result<Option<CreatedSlot>, Er
     }
 }
 
-/// Drops the slot if it is lost; another bridge may have made it anew meanwhile.
-pub fn drop_lost(session: &mut Session, name: &str) -> Result<(), Error> {
+/// Drops the slot if it is lost; another bridge may have made it anew meanwhile. `is_known_lost`:
+/// PostgreSQL has refused to stream from it, whatever the catalogue shows.
+pub fn drop_lost(session: &mut Session, name: &str, is_known_lost: bool) -> Result<(), Error> {
     let sql = format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots AS slot \
-         WHERE slot_name = {} AND {IS_LOST}",
+         WHERE slot_name = {} AND NOT active AND ({is_known_lost} OR {IS_LOST})",
         quote_literal(name)
     );
     session.simple_query(&sql).map(drop)

@@ -297,6 +297,7 @@ impl Source {
     fn ready_slot(&mut self, session: &mut Session, wal_end: Lsn) -> Result<(), Error> {
         let name = &self.origin.slot;
         let found = slot::look(session, name)?;
+        let at = found.map_or(Lsn::INVALID, |found| found.confirmed_flush);
         match found.map(|found| found.standing) {
             Some(Standing::Elsewhere) => {
                 let text = format!("slot {name} was not created in this database");
@@ -312,11 +313,14 @@ impl Source {
             }
             None => self.renew(session, false)?,
             Some(Standing::Lost) => self.renew(session, true)?,
-            Some(Standing::Free | Standing::Active) if self.slot_is_lost => {
-                self.renew(session, true)?;
+            // Before anything is written down: the record is that of the bridge that streams.
+            Some(Standing::Active) => {
+                let text = format!("slot {name} is active");
+                return Err(postgres::Error::SlotInUse(ServerError::own("55006", text)).into());
             }
-            Some(Standing::Free | Standing::Active) => {
-                let confirmed = self.skip(session, found, wal_end)?;
+            Some(Standing::Free) if self.slot_is_lost => self.renew(session, true)?,
+            Some(Standing::Free) => {
+                let confirmed = self.skip(session, at, wal_end)?;
                 self.compare(confirmed)?;
                 // Told by an earlier run, or by another bridge that had the slot meanwhile.
                 self.shared.confirm(confirmed);
@@ -361,7 +365,7 @@ impl Source {
             self.owe(Reason::SlotLost, Lsn::INVALID)?;
         }
         if is_there {
-            slot::drop_lost(session, name)?;
+            slot::drop_lost(session, name, self.slot_is_lost)?;
         }
         if let Some(made) = slot::make(session, name)? {
             let from = made.consistent_point;
@@ -415,16 +419,9 @@ impl Source {
         Ok(())
     }
 
-    /// Moves the slot ahead where an operator wants that, or an earlier run has begun to. Gives where the
-    /// slot stands then.
-    fn skip(
-        &mut self,
-        session: &mut Session,
-        found: Option<slot::State>,
-        wal_end: Lsn,
-    ) -> Result<Lsn, Error> {
-        let name = &self.origin.slot;
-        let at = found.map_or(Lsn::INVALID, |found| found.confirmed_flush);
+    /// Moves the slot ahead from `at` where an operator wants that, or an earlier run has begun to. Gives
+    /// where the slot stands then.
+    fn skip(&mut self, session: &mut Session, at: Lsn, wal_end: Lsn) -> Result<Lsn, Error> {
         let begun = self
             .shared
             .owed()
@@ -446,10 +443,6 @@ impl Source {
                     tracing::info!(%to, "the slot is there already, nothing is skipped");
                     self.origin.skip_to = None;
                     return Ok(at);
-                }
-                if found.is_some_and(|found| found.standing == Standing::Active) {
-                    let text = format!("slot {name} is active");
-                    return Err(postgres::Error::SlotInUse(ServerError::own("55006", text)).into());
                 }
                 self.owe(Reason::Skipped, to)?;
                 to
