@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crate::arguments::Arguments;
 use crate::bridge::{Bridge, Place};
 use crate::drain::{self, Floors, STREAM, drain, megabytes, until};
-use crate::floor::publish::{self, Mode};
+use crate::floor::client;
+use crate::floor::publish::{self, Mode, Publishing};
 use crate::load::{Load, Writes};
 use crate::report::{Metric, NATS_CPU, OWN_CPU, PEAK_RSS, RATE, Report};
 use crate::targets::BRIDGE;
@@ -84,15 +85,20 @@ pub fn publish(world: &World, arguments: &Arguments, report: &mut Report) -> any
         "nats-server {}, ready-made messages",
         world.stack.nats().version()
     );
+    let mut add = |who: &str, outcome: &Publishing| {
+        let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
+        let rate = count as f64 / outcome.elapsed.as_secs_f64();
+        report.add(&scenario, who, RATE, rate);
+        report.add(&scenario, who, OWN_CPU, per_event(outcome.own_cpu));
+        report.add(&scenario, who, NATS_CPU, per_event(outcome.nats_cpu));
+    };
     for _ in 0..arguments.runs {
         for mode in Mode::all(world) {
             eprintln!("bench: publishing, {}", mode.name());
-            let outcome = publish::run(world, mode, &payload, count)?;
-            let rate = count as f64 / outcome.elapsed.as_secs_f64();
-            report.add(&scenario, mode.name(), RATE, rate);
-            let cpu = outcome.nats_cpu.as_secs_f64() * 1e6 / count as f64;
-            report.add(&scenario, mode.name(), NATS_CPU, cpu);
+            add(mode.name(), &publish::run(world, mode, &payload, count)?);
         }
+        eprintln!("bench: publishing, {}", client::NAME);
+        add(client::NAME, &client::run(world, &payload, count)?);
     }
     Ok(())
 }

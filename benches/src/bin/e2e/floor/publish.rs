@@ -17,6 +17,7 @@ use bridge::publish::protocol::Incoming;
 use bridge::publish::tail;
 use wire::{Position, SubjectPattern};
 
+use crate::usage;
 use crate::world::{DEADLINE, World};
 
 /// How a message is proven to be stored.
@@ -69,7 +70,7 @@ impl Mode {
 
 /// Unacked messages at most, in the modes without groups: newer servers drop what comes when more
 /// than 10,000 wait for their stream (`max_buffered_msgs`).
-const WINDOW: u64 = 8192;
+pub const WINDOW: u64 = 8192;
 /// Messages a PubAck proves in mode `Core`, as in the bridge's groups.
 const CORE_GROUP: u64 = 500;
 /// Written at once, as in the bridge.
@@ -234,14 +235,15 @@ impl Sender {
 #[derive(Debug, Clone, Copy)]
 pub struct Publishing {
     pub elapsed: Duration,
+    pub own_cpu: Duration,
     pub nats_cpu: Duration,
 }
 
 /// Feeds `count` messages into a stream of their own and waits until it holds them.
 pub fn run(world: &World, mode: Mode, payload: &[u8], count: u64) -> anyhow::Result<Publishing> {
     world.create_stream("FLOOR", "floor.>")?;
-    let mut nats = crate::usage::Meter::start(world.nats_pid()?);
-    let started = Instant::now();
+    let mut nats = usage::Meter::start(world.nats_pid()?);
+    let (started, cpu_before) = (Instant::now(), usage::thread_cpu());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -250,12 +252,17 @@ pub fn run(world: &World, mode: Mode, payload: &[u8], count: u64) -> anyhow::Res
         sender.send_up_to(count).await?;
         sender.finish().await
     });
+    let own_cpu = usage::thread_cpu().saturating_sub(cpu_before);
     let stored = published.and_then(|()| wait_stored(world, "FLOOR", count));
     let elapsed = started.elapsed();
     let nats_cpu = nats.read();
     world.delete_streams(&["FLOOR"]);
     stored?;
-    Ok(Publishing { elapsed, nats_cpu })
+    Ok(Publishing {
+        elapsed,
+        own_cpu,
+        nats_cpu,
+    })
 }
 
 /// Until the stream holds `count` messages.
