@@ -22,8 +22,10 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How far the source may be behind: the snapshot's transaction stays open for so long.
 const MARKER_TIMEOUT: Duration = Duration::from_mins(5);
 /// A snapshot is taken again at most so often; each time a commit needs to become visible.
-const ATTEMPTS_MAX: usize = 50;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+const ATTEMPTS_MAX: u32 = 120;
+const ATTEMPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The marker's commit need not be on a standby, which may be away for hours.
+const MARKER_SESSION: &str = "SET synchronous_commit = local";
 /// The lock timeout is the session's.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
     SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
@@ -70,7 +72,7 @@ pub async fn join(
         // Another one each time: after a reconnect the source may read an older marker again.
         let id = format!("{}/{attempt}", job.snapshot_id);
         let joint = marker(settings, beside, &id, visibility).await?;
-        if !has_committed(beside.client().await?, &joint.unaccounted).await? {
+        if !have_committed(beside.client().await?, &joint.unaccounted).await? {
             return Ok(Joined {
                 target,
                 plan,
@@ -79,7 +81,7 @@ pub async fn join(
             });
         }
         client.batch_execute("ROLLBACK").await?;
-        tokio::time::sleep(ATTEMPT_PAUSE).await;
+        tokio::time::sleep(ATTEMPT_PAUSE_MAX.min(Duration::from_millis(100) * (attempt + 1))).await;
     }
     Err(Failure::unavailable(
         "transactions that committed before the bridge started do not become visible",
@@ -96,6 +98,7 @@ async fn marker(
     let answer = settings.shared.handoff.expect(id, visibility);
     let sql = "SELECT pg_logical_emit_message(true, $1, $2::text)";
     let client = beside.client().await?;
+    client.batch_execute(MARKER_SESSION).await?;
     client.query_one(sql, &[&MARKER_PREFIX, &id]).await?;
     match tokio::time::timeout(MARKER_TIMEOUT, answer).await {
         Ok(Ok(joint)) => Ok(joint),
@@ -105,14 +108,19 @@ async fn marker(
     }
 }
 
-async fn has_committed(client: &Client, xids: &[u64]) -> Result<bool, Failure> {
+/// PostgreSQL: a commit that waits for a standby is in WAL, not visible, and by its status "in progress".
+const HAVE_COMMITTED: &str = "\
+    SELECT EXISTS (SELECT FROM unnest($1::text[]) AS xid \
+      WHERE pg_xact_status(xid::xid8) = 'committed' OR EXISTS (SELECT FROM pg_stat_activity \
+        WHERE backend_xid = xid::xid8::xid AND wait_event = 'SyncRep'))";
+
+/// Whether some of the transactions are in WAL as committed.
+async fn have_committed(client: &Client, xids: &[u64]) -> Result<bool, Failure> {
     if xids.is_empty() {
         return Ok(false);
     }
     let xids: Vec<String> = xids.iter().map(u64::to_string).collect();
-    let sql = "SELECT EXISTS (SELECT FROM unnest($1::text[]) AS xid \
-               WHERE pg_xact_status(xid::xid8) = 'committed')";
-    Ok(client.query_one(sql, &[&xids]).await?.get(0))
+    Ok(client.query_one(HAVE_COMMITTED, &[&xids]).await?.get(0))
 }
 
 /// The table is not what it was.

@@ -42,8 +42,9 @@ impl Copy {
     }
 
     /// Applies what the snapshot lacks.
-    pub fn apply(&mut self, loaded: &Loaded, events: &[Event]) {
-        for event in events.iter().filter(|event| loaded.meta.admits(event)) {
+    pub fn apply<'a>(&mut self, loaded: &Loaded, events: impl IntoIterator<Item = &'a Event>) {
+        let lacking = |event: &&Event| loaded.meta.admits(event);
+        for event in events.into_iter().filter(lacking) {
             let what = format!(
                 "{:?} {}:{} of {}",
                 event.operation, event.commit_lsn, event.seq, event.xid

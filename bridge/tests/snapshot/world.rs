@@ -12,7 +12,7 @@ use wire::snapshot::{Chunk, ErrorCode, Meta};
 use wire::snapshot_request::{self, Reply};
 use wire::{Event, Message as _, Row};
 
-pub const DEADLINE: Duration = Duration::from_mins(1);
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
 pub struct World {
     pub bridge: Process,
@@ -189,6 +189,17 @@ impl World {
             .collect()
     }
 
+    /// All events of a table, each with its sequence.
+    pub async fn numbered_events(&self, table: &str) -> Vec<(u64, Event)> {
+        let messages = self
+            .numbered_messages("CDC", &[format!("cdc.{table}.*")], 1)
+            .await;
+        messages
+            .iter()
+            .map(|(sequence, message)| (*sequence, Event::decode(&message.payload).unwrap()))
+            .collect()
+    }
+
     /// Messages that are in a stream now.
     pub async fn messages(
         &self,
@@ -196,6 +207,16 @@ impl World {
         filters: &[String],
         from: u64,
     ) -> Vec<async_nats::Message> {
+        let messages = self.numbered_messages(stream, filters, from).await;
+        messages.into_iter().map(|(_, message)| message).collect()
+    }
+
+    async fn numbered_messages(
+        &self,
+        stream: &str,
+        filters: &[String],
+        from: u64,
+    ) -> Vec<(u64, async_nats::Message)> {
         let mut all = Vec::new();
         for filter in filters {
             let stream = self.jetstream.get_stream(stream).await.unwrap();
@@ -219,7 +240,9 @@ impl World {
                     .await
                     .unwrap();
                 while let Some(message) = batch.next().await {
-                    all.push(message.unwrap().message.clone());
+                    let message = message.unwrap();
+                    let sequence = message.info().unwrap().stream_sequence;
+                    all.push((sequence, message.message.clone()));
                     left -= 1;
                 }
             }
