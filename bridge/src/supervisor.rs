@@ -31,7 +31,7 @@ use crate::publish::oversize::Oversize;
 use crate::publish::publisher::{Chained, Target};
 use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
-use crate::schema_registry::{SchemaRegistry, Scope};
+use crate::schema_registry::{SchemaRegistry, Scope, Versions};
 use crate::shared::{Condition, Shared};
 use crate::snapshot::{self, reseed};
 use crate::source::{Origin, Source};
@@ -286,7 +286,7 @@ async fn stream(
         claims,
     } = prepared;
     let keeper = memory.keeper;
-    let registry = start_registry(config, admin, jetstream.clone()).await;
+    let (registry, versions) = start_registry(config, admin, jetstream.clone()).await;
     let (ended, source_ended) = oneshot::channel();
     let source = Source::new(
         origin(config, memory.slot_was_used),
@@ -306,7 +306,7 @@ async fn stream(
         Ok(thread) => consumer.wakes(thread.thread().clone()),
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     }
-    let snapshots_ended = match start_snapshots(config, admin) {
+    let snapshots_ended = match start_snapshots(config, admin, versions) {
         Ok(ended) => ended,
         Err(error) => return fail("cannot start a thread", &error, exit::FAILURE),
     };
@@ -407,24 +407,29 @@ async fn start_registry(
     config: &Config,
     admin: &Admin,
     jetstream: jetstream::Context,
-) -> SchemaRegistry {
+) -> (SchemaRegistry, Versions) {
     let scope = Scope {
         publications: config.publications.clone(),
         tables: config.tables.clone(),
         slot: config.slot.clone(),
         replicas: config.stream_replicas,
+        stream: config.cdc_stream.clone(),
     };
     let catalog = Catalog::new(config.postgres.clone());
-    let (registry, mut keeper) =
+    let (registry, versions, mut keeper) =
         SchemaRegistry::new(scope, catalog, jetstream, admin.shared.clone());
     keeper.first_look().await;
     tokio::spawn(keeper.run());
-    registry
+    (registry, versions)
 }
 
 /// Snapshots have a thread, a runtime and connections of their own, so that the row changes, which
 /// share theirs with nobody, never wait for one. The receiver resolves when the thread has ended.
-fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::Receiver<()>> {
+fn start_snapshots(
+    config: &Config,
+    admin: &Admin,
+    versions: Versions,
+) -> std::io::Result<oneshot::Receiver<()>> {
     let settings = snapshot::Settings {
         postgres: config.postgres.clone(),
         nats: config.nats.clone(),
@@ -437,6 +442,7 @@ fn start_snapshots(config: &Config, admin: &Admin) -> std::io::Result<oneshot::R
         chunk_rows_max: config.snapshot_chunk_rows,
         shared: admin.shared.clone(),
         metrics: admin.metrics.clone(),
+        versions,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

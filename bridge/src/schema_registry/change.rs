@@ -17,6 +17,12 @@ pub struct Change {
 
 /// None when they are the same shape.
 pub fn compare(old: &Schema, new: &Schema) -> Option<Change> {
+    if is_another(old, new) {
+        return Some(Change {
+            reason: "another table under this name".to_owned(),
+            resnapshot: true,
+        });
+    }
     let mut reasons = Vec::new();
     let mut resnapshot = false;
     for column in &new.columns {
@@ -29,7 +35,9 @@ pub fn compare(old: &Schema, new: &Schema) -> Option<Change> {
                 reasons.push(format!("column {} added", column.name));
                 // PostgreSQL: the rows that are there get the default, and no row event says so.
                 resnapshot |= column.column_default.is_some()
-                    || !matches!(column.generated, Generated::Never | Generated::Virtual);
+                    || !matches!(column.generated, Generated::Never | Generated::Virtual)
+                    // Rows of the one and of the other look the same: nobody can tell them apart.
+                    || old.columns.iter().any(|known| known.name == column.name);
             }
             Some(known) => resnapshot |= altered(known, column, &mut reasons),
         }
@@ -64,6 +72,29 @@ pub fn compare(old: &Schema, new: &Schema) -> Option<Change> {
     })
 }
 
+/// PostgreSQL never gives an OID out twice while the table lives. 0 is of a schema written before there
+/// was one in it.
+fn is_another(old: &Schema, new: &Schema) -> bool {
+    old.relation_id != 0 && new.relation_id != 0 && old.relation_id != new.relation_id
+}
+
+/// Columns of the new shape that the old one lacks, by `attnum`.
+pub fn added<'a>(old: &'a Schema, new: &'a Schema) -> impl Iterator<Item = u32> + 'a {
+    let positions = new.columns.iter().map(|column| column.position);
+    positions.filter(|position| old.columns.iter().all(|known| known.position != *position))
+}
+
+/// Whether rows of the two have the same columns.
+pub fn same_columns(old: &Schema, new: &Schema) -> bool {
+    let is_same = |(old, new): (&Column, &Column)| {
+        (old.position, &old.name, old.type_oid, &old.data_type)
+            == (new.position, &new.name, new.type_oid, &new.data_type)
+    };
+    !is_another(old, new)
+        && old.columns.len() == new.columns.len()
+        && old.columns.iter().zip(&new.columns).all(is_same)
+}
+
 /// Says what is different; true when old values have changed.
 fn altered(old: &Column, new: &Column, reasons: &mut Vec<String>) -> bool {
     let name = &new.name;
@@ -74,10 +105,15 @@ fn altered(old: &Column, new: &Column, reasons: &mut Vec<String>) -> bool {
     if old.type_oid != new.type_oid || old.data_type != new.data_type {
         let (was, is) = (&old.data_type, &new.data_type);
         reasons.push(format!("column {name} changed from {was} to {is}"));
-        rewritten = !keeps_text(was, is);
+        rewritten |= !keeps_text(was, is);
     }
     if old.enum_labels != new.enum_labels {
         reasons.push(format!("labels of column {name} changed"));
+        // PostgreSQL: a label cannot be dropped, so one that is missing has another name now.
+        rewritten |= !old
+            .enum_labels
+            .iter()
+            .all(|label| new.enum_labels.contains(label));
     }
     if old.is_nullable != new.is_nullable {
         reasons.push(format!("column {name} changed its NOT NULL"));
@@ -165,6 +201,9 @@ mod tests {
             foreign_keys: Vec::new(),
             privileges: Privileges::default(),
             row_security: false,
+            relation_id: 0,
+            seed_version: 0,
+            bridges: Vec::new(),
         }
     }
 
@@ -209,6 +248,39 @@ mod tests {
             replaced.unwrap().reason,
             "column name added; column nam dropped"
         );
+    }
+
+    #[test]
+    fn what_nobody_can_tell_apart_is_seeded_anew() {
+        let old = schema(&[(1, "id", "integer"), (2, "x", "text")]);
+        let replaced = schema(&[(1, "id", "integer"), (3, "x", "text")]);
+        let mut table = old.clone();
+        table.relation_id = 7;
+        let another = Schema {
+            relation_id: 8,
+            ..table.clone()
+        };
+
+        assert!(compare(&old, &replaced).unwrap().resnapshot);
+        assert!(compare(&table, &another).unwrap().resnapshot);
+        assert_eq!(compare(&old, &table), None, "the old one is of before");
+    }
+
+    #[test]
+    fn a_label_added_changes_no_row_and_a_label_renamed_does() {
+        let with = |labels: &[&str]| {
+            let mut schema = schema(&[(1, "mood", "mood")]);
+            schema.columns[0].enum_labels = labels.iter().map(|label| (*label).into()).collect();
+            schema
+        };
+        let resnapshot = |labels| {
+            compare(&with(&["sad", "ok"]), &with(labels))
+                .unwrap()
+                .resnapshot
+        };
+
+        assert!(!resnapshot(&["sad", "ok", "great"]));
+        assert!(resnapshot(&["sad", "fine"]));
     }
 
     #[test]

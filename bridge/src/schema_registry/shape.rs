@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 use wire::Position;
 use wire::names::{ROLE_APP_READER, ROLE_APP_WRITER};
 use wire::schema::{Column, Generated, Privileges, ReplicaIdentity, Schema};
@@ -20,8 +21,12 @@ pub struct Shape {
     pub namespace: String,
     /// Version, time and `valid_from` are not set.
     pub schema: Schema,
-    /// The columns that the publication names, where PostgreSQL tells (from 15 on).
+    /// The columns that the publication names; None where it names none, or all.
     pub published: Option<Vec<String>>,
+    /// `attnum` of columns whose old rows got a constant when they were added.
+    pub filled: Vec<i16>,
+    /// Another one when the table was rewritten, truncated or vacuumed in full.
+    pub filenode: u32,
 }
 
 /// A column of a Relation message, its type spelled out.
@@ -32,12 +37,29 @@ pub struct Described {
     pub data_type: String,
 }
 
-/// One JSON object per table, with the keys of `wire::schema::Schema`.
-const SHAPES: &str = "\
+/// The tables of publications $3.
+const OF_PUBLICATIONS: &str = "\
 WITH published AS ( \
   SELECT pt.schemaname, pt.tablename, min((to_jsonb(pt)->'attnames')::text) AS attnames \
-  FROM pg_publication_tables pt WHERE pt.pubname = ANY($1) GROUP BY 1, 2) \
+  FROM pg_publication_tables pt WHERE pt.pubname = ANY($3) GROUP BY 1, 2) ";
+
+/// Table $3 as publications $4 have it. Waits for no lock, as listing the tables does from PostgreSQL 16 on.
+const OF_TABLE: &str = "\
+WITH published AS ( \
+  SELECT n.nspname AS schemaname, c.relname AS tablename, \
+    (SELECT jsonb_agg(a.attname ORDER BY a.attnum)::text \
+      FROM pg_publication_rel pr JOIN pg_publication pub ON pub.oid = pr.prpubid \
+      CROSS JOIN jsonb_array_elements_text(nullif(to_jsonb(pr)->'prattrs', 'null')) AS k \
+      JOIN pg_attribute a ON a.attrelid = pr.prrelid AND a.attnum = k::int2 \
+      WHERE pr.prrelid = c.oid AND pub.pubname = ANY($4)) AS attnames \
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $3) ";
+
+/// One JSON object per table, with the keys of `wire::schema::Schema`.
+/// PostgreSQL: given the table, `pg_get_expr` waits for its lock; it needs it for the names of columns, and
+/// a default has none.
+const SHAPES: &str = "\
 SELECT c.oid, n.nspname::text, p.attnames, json_build_object( \
+  'relation_id', c.oid::int8, \
   'table', c.relname, 'schema', n.nspname || '.' || c.relname, 'timestamp', 0, \
   'replica_identity', CASE c.relreplident WHEN 'f' THEN 'full' WHEN 'i' THEN 'index' WHEN 'n' THEN 'nothing' ELSE 'default' END, \
   'primary_key', (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]') \
@@ -71,7 +93,7 @@ SELECT c.oid, n.nspname::text, p.attnames, json_build_object( \
   'columns', (SELECT coalesce(json_agg(json_build_object( \
       'name', a.attname, 'position', a.attnum, 'data_type', format_type(a.atttypid, a.atttypmod), \
       'is_nullable', NOT a.attnotnull, \
-      'column_default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END, \
+      'column_default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, 0) END, \
       'type_oid', a.atttypid::int8, \
       'generated', CASE WHEN a.attgenerated = 's' THEN 'stored' WHEN a.attgenerated = 'v' THEN 'virtual' \
         WHEN a.attidentity = 'a' THEN 'identity_always' WHEN a.attidentity = 'd' THEN 'identity_by_default' ELSE 'never' END, \
@@ -86,10 +108,12 @@ SELECT c.oid, n.nspname::text, p.attnames, json_build_object( \
       ) ORDER BY a.attnum), '[]') \
     FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
-  )::text \
+  )::text, \
+  ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = c.oid AND a.atthasmissing AND NOT a.attisdropped \
+    ORDER BY a.attnum), c.relfilenode \
 FROM published p JOIN pg_namespace n ON n.nspname = p.schemaname \
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
-CROSS JOIN (SELECT to_regrole($2)::oid AS reader, to_regrole($3)::oid AS writer) AS r \
+CROSS JOIN (SELECT to_regrole($1)::oid AS reader, to_regrole($2)::oid AS writer) AS r \
 ORDER BY 2, c.relname";
 
 /// The shapes of all tables of the publications.
@@ -97,27 +121,57 @@ pub async fn published(
     client: &Client,
     publications: &[String],
 ) -> Result<Vec<Shape>, catalog::Error> {
-    let rows = client
-        .query(SHAPES, &[&publications, &ROLE_APP_READER, &ROLE_APP_WRITER])
-        .await?;
+    read(client, OF_PUBLICATIONS, &[&publications]).await
+}
+
+/// The shape of one table; None when it is gone.
+pub async fn of_table(
+    client: &Client,
+    oid: u32,
+    publications: &[String],
+) -> Result<Option<Shape>, catalog::Error> {
+    let mut shapes = read(client, OF_TABLE, &[&oid, &publications]).await?;
+    Ok(shapes.pop())
+}
+
+async fn read(
+    client: &Client,
+    published: &str,
+    of: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Shape>, catalog::Error> {
+    let sql = format!("{published}{SHAPES}");
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&ROLE_APP_READER, &ROLE_APP_WRITER];
+    parameters.extend(of);
+    let rows = client.query(&sql, &parameters).await?;
     let mut shapes = Vec::with_capacity(rows.len());
     for row in &rows {
         let json: &str = row.get(3);
-        match serde_json::from_str(json) {
+        match serde_json::from_str::<Schema>(json) {
             Ok(schema) => shapes.push(Shape {
                 oid: row.get(0),
                 namespace: row.get(1),
-                schema,
                 published: row
                     .get::<_, Option<&str>>(2)
                     .and_then(|names| serde_json::from_str(names).ok())
-                    .flatten(),
+                    .flatten()
+                    .filter(|names: &Vec<String>| !is_usual(names, &schema)),
+                schema,
+                filled: row.get(4),
+                filenode: row.get(5),
             }),
             // A server newer than this code has a word of its own in its catalogue.
             Err(error) => tracing::error!(%error, "a table's shape is not understood"),
         }
     }
     Ok(shapes)
+}
+
+/// What is published of a table when the publication names no columns.
+fn is_usual(names: &[String], schema: &Schema) -> bool {
+    let is_stored =
+        |column: &&Column| !matches!(column.generated, Generated::Stored | Generated::Virtual);
+    let usual = schema.columns.iter().filter(is_stored);
+    usual.map(|column| &column.name).eq(names)
 }
 
 /// Where WAL ends: DDL that a look has not seen commits behind it.
@@ -178,6 +232,25 @@ impl Described {
     }
 }
 
+/// Whether old rows come as the schema says.
+pub fn has_identity(schema: &Schema, relation: &Relation) -> bool {
+    let is_named = |name: &str| schema.identity_columns.iter().any(|column| column == name);
+    identity(relation) == schema.replica_identity
+        && relation
+            .columns
+            .iter()
+            .all(|column| column.is_key == is_named(&column.name))
+}
+
+fn identity(relation: &Relation) -> ReplicaIdentity {
+    match relation.replica_identity {
+        pgoutput::ReplicaIdentity::Default => ReplicaIdentity::Default,
+        pgoutput::ReplicaIdentity::Full => ReplicaIdentity::Full,
+        pgoutput::ReplicaIdentity::Index => ReplicaIdentity::Index,
+        pgoutput::ReplicaIdentity::Nothing => ReplicaIdentity::Nothing,
+    }
+}
+
 /// The shape of rows whose table has another by now, as far as a Relation message tells it.
 pub fn from_relation(relation: &Relation, described: Vec<Described>) -> Schema {
     let keys: HashMap<&str, bool> = relation
@@ -213,15 +286,13 @@ pub fn from_relation(relation: &Relation, described: Vec<Described>) -> Schema {
         version: 0,
         valid_from: Position::START,
         primary_key: Vec::new(),
-        replica_identity: match relation.replica_identity {
-            pgoutput::ReplicaIdentity::Default => ReplicaIdentity::Default,
-            pgoutput::ReplicaIdentity::Full => ReplicaIdentity::Full,
-            pgoutput::ReplicaIdentity::Index => ReplicaIdentity::Index,
-            pgoutput::ReplicaIdentity::Nothing => ReplicaIdentity::Nothing,
-        },
+        replica_identity: identity(relation),
         identity_columns,
         foreign_keys: Vec::new(),
         privileges: Privileges::default(),
         row_security: false,
+        relation_id: relation.id,
+        seed_version: 0,
+        bridges: Vec::new(),
     }
 }

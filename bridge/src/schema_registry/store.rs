@@ -2,12 +2,12 @@
 //!
 //! In: shapes. Out: versions.
 //! Invariant: a table's versions only grow, also over a drop and over restarts; two bridges that find the
-//! same shape give it one version.
+//! same shape give it one version; a key stays for as long as some bridge publishes its table.
 
 use async_nats::jetstream::{self, kv, stream};
 use futures_util::TryStreamExt as _;
 use wire::names::{self, BUCKET_SCHEMAS};
-use wire::schema::{Schema, SchemaChanged};
+use wire::schema::{Bridge, Schema, SchemaChanged};
 use wire::{Message as _, Position};
 
 /// How many versions of a table are kept.
@@ -26,6 +26,7 @@ pub struct Store {
     /// Of the bucket, when it is made.
     replicas: usize,
     bucket: Option<kv::Store>,
+    own: Bridge,
 }
 
 /// What the bucket holds under a key.
@@ -39,12 +40,23 @@ pub struct Stored {
     pub version_max: u32,
 }
 
+/// What is known of a new version beside the shape.
+#[derive(Debug, Clone, Copy)]
+pub struct News {
+    /// The first position that may have the shape.
+    pub valid_from: Position,
+    /// Old rows changed with it.
+    pub resnapshot: bool,
+    pub now_s: i64,
+}
+
 impl Store {
-    pub fn new(jetstream: jetstream::Context, replicas: usize) -> Self {
+    pub fn new(jetstream: jetstream::Context, replicas: usize, own: Bridge) -> Self {
         Self {
             jetstream,
             replicas,
             bucket: None,
+            own,
         }
     }
 
@@ -87,6 +99,68 @@ impl Store {
             .collect())
     }
 
+    /// Every table that has a schema.
+    pub async fn keys(&mut self) -> Result<Vec<String>, Error> {
+        let bucket = self.bucket().await?;
+        let keys = bucket.keys().await.map_err(failed("read"))?;
+        keys.try_collect().await.map_err(failed("read"))
+    }
+
+    /// Whether the schema says that this bridge publishes the table's events.
+    pub fn is_ours(&self, schema: &Schema) -> bool {
+        schema.bridges.contains(&self.own)
+    }
+
+    /// Writes what does not change the shape, under the version that is there.
+    pub async fn amend(
+        &mut self,
+        key: &str,
+        stored: &Stored,
+        mut schema: Schema,
+    ) -> Result<Schema, Error> {
+        schema.bridges = self.with_own(stored);
+        self.update(key, stored, schema).await
+    }
+
+    /// This bridge publishes no events of the table any more: takes the key out unless another does.
+    /// The schema, if it was taken out.
+    pub async fn leave(&mut self, key: &str) -> Result<Option<Schema>, Error> {
+        let stored = self.load(key).await?;
+        let Some(mut schema) = stored.schema.clone().filter(|schema| self.is_ours(schema)) else {
+            return Ok(None);
+        };
+        schema.bridges.retain(|bridge| *bridge != self.own);
+        if !schema.bridges.is_empty() {
+            self.update(key, &stored, schema).await?;
+            return Ok(None);
+        }
+        let bucket = self.bucket().await?;
+        bucket.delete(key).await.map_err(failed("delete from"))?;
+        Ok(Some(schema))
+    }
+
+    /// Of one stream's tables each has one bridge, so ours takes the place of the one before.
+    fn with_own(&self, stored: &Stored) -> Vec<Bridge> {
+        let schema = stored.schema.iter();
+        let others = schema
+            .flat_map(|schema| &schema.bridges)
+            .filter(|bridge| bridge.stream != self.own.stream);
+        others.chain([&self.own]).cloned().collect()
+    }
+
+    async fn update(
+        &mut self,
+        key: &str,
+        stored: &Stored,
+        schema: Schema,
+    ) -> Result<Schema, Error> {
+        let payload = schema.to_msgpack().into();
+        let bucket = self.bucket().await?;
+        let updated = bucket.update(key, payload, stored.revision).await;
+        updated.map_err(failed("write to"))?;
+        Ok(schema)
+    }
+
     /// Writes the next version behind what was loaded. An error when another bridge was faster: load
     /// again.
     pub async fn write(
@@ -94,24 +168,17 @@ impl Store {
         key: &str,
         stored: &Stored,
         mut schema: Schema,
-        valid_from: Position,
-        now_s: i64,
+        news: News,
     ) -> Result<Schema, Error> {
         schema.version = stored.version_max + 1;
-        schema.valid_from = valid_from;
-        schema.timestamp = now_s;
-        let payload = schema.to_msgpack().into();
-        let bucket = self.bucket().await?;
-        bucket
-            .update(key, payload, stored.revision)
-            .await
-            .map_err(failed("write to"))?;
-        Ok(schema)
-    }
-
-    pub async fn delete(&mut self, key: &str) -> Result<(), Error> {
-        let bucket = self.bucket().await?;
-        bucket.delete(key).await.map_err(failed("delete from"))
+        schema.seed_version = match &stored.schema {
+            Some(known) if !news.resnapshot => known.seed_version,
+            Some(_) | None => schema.version,
+        };
+        schema.valid_from = news.valid_from;
+        schema.timestamp = news.now_s;
+        schema.bridges = self.with_own(stored);
+        self.update(key, stored, schema).await
     }
 
     /// Plain publish: who was not there reads the bucket.

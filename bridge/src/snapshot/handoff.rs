@@ -28,6 +28,8 @@ pub struct Handoff {
     sequences: Mutex<SequenceLog>,
     stored_lsn: AtomicU64,
     ddl: Notify,
+    /// By OID: the last commit that rewrote the table. One entry a table at most.
+    rewritten: Mutex<HashMap<u32, Lsn>>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,11 @@ impl Handoff {
         self.ddl.notified().await;
     }
 
+    /// Tables whose rows DDL has rewritten since the last time, and where it committed.
+    pub fn rewritten(&self) -> HashMap<u32, Lsn> {
+        std::mem::take(&mut lock(&self.rewritten))
+    }
+
     fn marker(&self, id: &[u8], log: &TransactionLog, commit_lsn: Lsn) {
         let waiting = std::str::from_utf8(id)
             .ok()
@@ -108,6 +115,11 @@ impl Observer {
         handoff: &Handoff,
     ) {
         if message.prefix == DDL_PREFIX.as_bytes() {
+            if let Some(oid) = rewritten(message.content)
+                && let Some(transaction) = transaction
+            {
+                lock(&handoff.rewritten).insert(oid, transaction.commit_lsn);
+            }
             handoff.ddl.notify_one();
         }
         if message.prefix == MARKER_PREFIX.as_bytes()
@@ -116,6 +128,12 @@ impl Observer {
             handoff.marker(message.content, &self.log, transaction.commit_lsn);
         }
     }
+}
+
+/// Of `rewrite 16384`.
+fn rewritten(content: &[u8]) -> Option<u32> {
+    let content = std::str::from_utf8(content).ok()?;
+    content.strip_prefix("rewrite ")?.parse().ok()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,6 +175,22 @@ mod tests {
         observer.message(&marker(b"snap-1"), Some(&own), &handoff);
 
         assert_eq!(answer.try_recv().unwrap().lsn, Lsn(20));
+    }
+
+    #[test]
+    fn a_rewriting_names_its_table_and_where_it_committed() {
+        let handoff = Handoff::default();
+        let ddl = |content: &'static [u8]| LogicalMessage {
+            prefix: DDL_PREFIX.as_bytes(),
+            ..marker(content)
+        };
+
+        for content in [&b"rewrite 16384"[..], b"rewrite x", b"ALTER TABLE"] {
+            Observer::default().message(&ddl(content), Some(&transaction(1, 30)), &handoff);
+        }
+
+        assert_eq!(handoff.rewritten(), HashMap::from([(16384, Lsn(30))]));
+        assert!(handoff.rewritten().is_empty());
     }
 
     #[test]

@@ -38,6 +38,7 @@ use daemon::postgres::PostgresOptions;
 
 use crate::config::TableFilter;
 use crate::metrics::Metrics;
+use crate::schema_registry::Versions;
 use crate::shared::Shared;
 
 /// What snapshots need to know.
@@ -57,6 +58,8 @@ pub struct Settings {
     pub chunk_rows_max: usize,
     pub shared: Arc<Shared>,
     pub metrics: Metrics,
+    /// Names the version that a table's rows have.
+    pub versions: Versions,
 }
 
 /// Where a bridge says how far its stream is: a request here is answered with `Reached` as JSON. For

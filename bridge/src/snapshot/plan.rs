@@ -179,10 +179,6 @@ fn row_filters(published: Vec<Published>) -> Vec<String> {
 }
 
 impl Target {
-    pub fn columns(&self) -> &[Column] {
-        &self.columns
-    }
-
     /// Whether the options make sense for this table.
     pub fn check(&self, options: &Options) -> Result<(), Failure> {
         self.selected(&options.columns)?;

@@ -9,10 +9,11 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
+use daemon::backoff::{self, Backoff};
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 use tokio_postgres::{Client, NoTls};
-use wire::names::{self, BUCKET_SCHEMAS};
+use wire::names;
 use wire::snapshot::{ErrorCode, Meta, Start};
 use wire::snapshot_request::Compression;
 use wire::{Lsn, Message};
@@ -21,15 +22,18 @@ use super::chunk::{self, Encoder, Header, Limits, Sealed};
 use super::failure::Failure;
 use super::join::{Joined, changed, join};
 use super::outlet::Outlet;
-use super::plan::{self, Plan, Size};
+use super::plan::{self, Plan, Size, Target};
 use super::progress::Meter;
 use super::queue::Job;
 use super::{Settings, compress, unix_s};
 use crate::catalog::Catalog;
 use crate::publish::publisher::Chained;
+use crate::schema_registry;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// NATS may be away for this long when the snapshot begins.
+const VERSION_TIMEOUT: Duration = Duration::from_mins(1);
 /// Room for the headers beside the snapshot's id: their names, `Content-Encoding`, a chunk's number.
 const HEADERS_BYTES: usize = 160;
 
@@ -111,15 +115,17 @@ impl Worker {
             .await?;
 
         let mut outlet = Outlet::new(self.jetstream.clone());
-        let start = self.start(job, &plan, &size).await;
+        let version = self.schema_version(client, &target).await?;
+        let start = start(job, &plan, &size, version);
         self.say(&mut outlet, job, "start", &start).await?;
         let meter = self
             .copy(client, job, &plan, &mut encoder, &mut outlet, &size)
             .await?;
         outlet.flush().await?;
 
-        let beside = beside.client().await?;
-        let found = plan::find(beside, &job.schema, &job.table, &self.settings.publications).await;
+        // PostgreSQL: DDL that waits for the table stands before every other session, and not before the
+        // one that has the lock. What is published is asked of the catalogue as it is now, in any transaction.
+        let found = plan::find(client, &job.schema, &job.table, &self.settings.publications).await;
         if found.is_err() || found.is_ok_and(|now| now != target) {
             return Err(changed());
         }
@@ -257,34 +263,23 @@ impl Worker {
         }
     }
 
-    async fn start(&self, job: &Job, plan: &Plan, size: &Size) -> Start {
-        Start {
-            table: job.table.clone(),
-            snapshot_id: job.snapshot_id.clone(),
-            schema: job.schema.clone(),
-            values: job.options.values,
-            compression: job.options.compression,
-            columns: plan
-                .columns
-                .iter()
-                .map(|column| column.name.clone())
-                .collect(),
-            schema_version: self.schema_version(job).await,
-            rows_estimated: size.rows_estimated,
-            timestamp: unix_s(),
-            partial: !job.options.columns.is_empty() || job.options.range.is_some(),
-        }
-    }
-
-    /// 0 when the bucket has none yet.
-    async fn schema_version(&self, job: &Job) -> u32 {
-        let key = names::schema_key(&job.schema, &job.table);
-        let Ok(bucket) = self.jetstream.get_key_value(BUCKET_SCHEMAS).await else {
-            return 0;
+    /// The version of the rows that will be read: nobody can alter the table now. In the bucket before
+    /// it is named.
+    async fn schema_version(&self, client: &Client, target: &Target) -> Result<u32, Failure> {
+        let publications = &self.settings.publications;
+        let shape = schema_registry::of_table(client, target.oid, publications).await?;
+        let shape = shape.ok_or_else(changed)?;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let asking = async {
+            loop {
+                if let Some(version) = self.settings.versions.of(shape.clone()).await {
+                    return version;
+                }
+                tokio::time::sleep(backoff.next(backoff::random())).await;
+            }
         };
-        let value = bucket.get(key).await.ok().flatten();
-        let schema = value.and_then(|value| wire::schema::Schema::decode(&value).ok());
-        schema.map_or(0, |schema| schema.version)
+        let asked = tokio::time::timeout(VERSION_TIMEOUT, asking).await;
+        asked.map_err(|_| Failure::unavailable("NATS does not take the table's schema"))
     }
 
     async fn encoder(
@@ -358,6 +353,22 @@ impl Worker {
                     Chained(&error)
                 ))
             })
+    }
+}
+
+fn start(job: &Job, plan: &Plan, size: &Size, schema_version: u32) -> Start {
+    let columns = plan.columns.iter();
+    Start {
+        table: job.table.clone(),
+        snapshot_id: job.snapshot_id.clone(),
+        schema: job.schema.clone(),
+        values: job.options.values,
+        compression: job.options.compression,
+        columns: columns.map(|column| column.name.clone()).collect(),
+        schema_version,
+        rows_estimated: size.rows_estimated,
+        timestamp: unix_s(),
+        partial: !job.options.columns.is_empty() || job.options.range.is_some(),
     }
 }
 

@@ -45,6 +45,25 @@ pub struct Schema {
     /// Row-level security is on: who asks decides which rows there are.
     #[serde(default)]
     pub row_security: bool,
+    /// OID of the table, as in its events. Another one under the same name is another table.
+    #[serde(default)]
+    pub relation_id: u32,
+    /// Rows changed with this version and no event says how: a copy that has an earlier version must be
+    /// seeded anew.
+    #[serde(default)]
+    pub seed_version: u32,
+    /// Who publishes the table's events. Not written when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bridges: Vec<Bridge>,
+}
+
+/// A bridge, and the stream it publishes into. Positions in a stream order the events of one bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Stream of the row changes.
+    pub stream: String,
+    /// The bridge's replication slot.
+    pub slot: String,
 }
 
 /// A column's shape.

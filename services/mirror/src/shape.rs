@@ -267,6 +267,9 @@ pub(crate) mod tests {
             foreign_keys: Vec::new(),
             privileges: wire::schema::Privileges::default(),
             row_security: false,
+            relation_id: 0,
+            seed_version: 0,
+            bridges: Vec::new(),
         }
     }
 

@@ -8,8 +8,8 @@ use wire::command::{OperationError, OperationStatus, Status, WriteCommand, Write
 use wire::event::Oversize;
 use wire::gap::{Gap, Reason};
 use wire::schema::{
-    Column as SchemaColumn, ForeignKey, Generated, Privilege, Privileges, ReplicaIdentity, Schema,
-    SchemaChanged,
+    Bridge, Column as SchemaColumn, ForeignKey, Generated, Privilege, Privileges, ReplicaIdentity,
+    Schema, SchemaChanged,
 };
 use wire::snapshot::{Chunk, Error, ErrorCode, Meta, Progress, Snapshot, Start};
 use wire::snapshot_request::{Compression, Options, Range, Reply, Resume, Values};
@@ -288,6 +288,12 @@ fn schemas() -> Vec<Sample> {
             writer: vec![Insert, Update, Delete],
         },
         row_security: false,
+        relation_id: 16_384,
+        seed_version: 3,
+        bridges: vec![Bridge {
+            stream: "CDC".to_owned(),
+            slot: "cdc_slot".to_owned(),
+        }],
     };
     let changed = SchemaChanged {
         table: "users".to_owned(),

@@ -368,6 +368,9 @@ pub fn schema(table: &str, version: u32, columns: &[(u32, &str, &str)], key: &[&
         foreign_keys: Vec::new(),
         privileges: Privileges::default(),
         row_security: false,
+        relation_id: 0,
+        seed_version: 0,
+        bridges: Vec::new(),
     }
 }
 
