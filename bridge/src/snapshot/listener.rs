@@ -1,7 +1,8 @@
 //! Takes requests and cancels, and keeps the workers busy.
 //!
 //! In: messages on `snapshot.>`, requests kept in stream `REQUESTS`. Out: replies, snapshots.
-//! Invariant: every request that can be answered is: with a snapshot id or a reason. A request stays in
+//! Invariant: every request that can be answered is: with a snapshot id or a reason, by the bridge that
+//! publishes the table, or by all when none does. A request stays in
 //! the stream until its snapshot has ended, so a bridge that comes back makes it then.
 //!
 //! Live requests come by plain subscription; the stream is looked through at the start and now and
@@ -10,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::{Client, Message as NatsMessage, Subscriber};
@@ -20,7 +21,8 @@ use daemon::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use wire::names::{self, CANCEL_SUBJECTS, REQUEST_SUBJECTS, STREAM_REQUESTS};
+use wire::names::{self, BUCKET_SCHEMAS, CANCEL_SUBJECTS, REQUEST_SUBJECTS, STREAM_REQUESTS};
+use wire::schema::{Bridge, Schema};
 use wire::snapshot::{ErrorCode, Meta};
 use wire::snapshot_request::{Options, Reply, Resume};
 use wire::{Message as _, token};
@@ -37,6 +39,9 @@ use crate::shared::{Condition, Shared};
 
 /// Snapshots that may wait for a worker.
 const WAITING_MAX: usize = 64;
+/// How long a request stays another bridge's, and how many of them are remembered.
+const ANOTHERS_FOR: Duration = Duration::from_secs(3);
+const ANOTHERS_MAX: usize = 1000;
 /// How often the stream is looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the catalogue may take to answer a request.
@@ -104,6 +109,8 @@ struct Listener {
     cancels: HashMap<String, oneshot::Sender<()>>,
     /// Subjects of `REQUESTS` that a snapshot will have served, by its id.
     served: HashMap<String, Vec<String>>,
+    /// Subjects of requests that another bridge answers, and when that was looked up.
+    anothers: HashMap<String, Instant>,
 }
 
 /// A request, wherever it came from.
@@ -123,6 +130,7 @@ impl Listener {
             running: JoinSet::new(),
             cancels: HashMap::new(),
             served: HashMap::new(),
+            anothers: HashMap::new(),
             settings,
             client,
             jetstream,
@@ -197,8 +205,10 @@ impl Listener {
             self.refuse(&request, names::PUBLIC, tail, &failure).await;
             return true;
         };
-        if !self.settings.tables.admits(&schema, &table) {
-            // Another bridge's, with another --table.
+        let is_own = self.settings.tables.admits(&schema, &table);
+        if self.was_anothers(request.subject)
+            || !is_own && self.is_anothers(&schema, &table, request.subject).await
+        {
             return false;
         }
         match self.enqueue(&schema, &table, &request).await {
@@ -211,11 +221,43 @@ impl Listener {
                     .await;
                 false
             }
+            Err(failure)
+                if is_of_no_use(&failure)
+                    && self.is_anothers(&schema, &table, request.subject).await =>
+            {
+                false
+            }
             Err(failure) => {
                 self.refuse(&request, &schema, &table, &failure).await;
                 true
             }
         }
+    }
+
+    /// Whether another bridge publishes the table, running or not: it answers, and this one keeps silent.
+    async fn is_anothers(&mut self, schema: &str, table: &str, subject: &str) -> bool {
+        let Ok(bucket) = self.jetstream.get_key_value(BUCKET_SCHEMAS).await else {
+            return false;
+        };
+        let value = bucket.get(names::schema_key(schema, table)).await;
+        let schema = value.ok().flatten();
+        let schema = schema.and_then(|value| Schema::decode(&value).ok());
+        let is_own = |bridge: &Bridge| bridge.slot == self.settings.slot;
+        let is_anothers = schema
+            .is_some_and(|schema| !schema.bridges.is_empty() && !schema.bridges.iter().any(is_own));
+        if is_anothers {
+            if self.anothers.len() == ANOTHERS_MAX {
+                self.anothers.clear();
+            }
+            self.anothers.insert(subject.to_owned(), Instant::now());
+        }
+        is_anothers
+    }
+
+    /// The same as it was a moment ago, so that thousands of requests are one question.
+    fn was_anothers(&self, subject: &str) -> bool {
+        let asked_at = self.anothers.get(subject);
+        asked_at.is_some_and(|asked_at| asked_at.elapsed() < ANOTHERS_FOR)
     }
 
     async fn enqueue(
@@ -254,6 +296,13 @@ impl Listener {
             Ok(Err(failure)) if failure.code == ErrorCode::LockTimeout => {}
             Ok(Err(failure)) => return Err(failure),
             Err(_) => return Err(Failure::unavailable("PostgreSQL does not answer")),
+        }
+        if !self.settings.tables.admits(schema, table) {
+            return Err(Failure::new(
+                ErrorCode::NotPublished,
+                format!("table {:?} is not in --table", format!("{schema}.{table}")),
+                "start a bridge with it in --table",
+            ));
         }
         match self.queue.request(schema, table, &options, new_id) {
             Answer::Queued(id) | Answer::Shared(id) => Ok(id),
@@ -387,6 +436,14 @@ impl Listener {
         }
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, self.client.flush()).await;
     }
+}
+
+/// There is nothing here to make a snapshot of.
+fn is_of_no_use(failure: &Failure) -> bool {
+    matches!(
+        failure.code,
+        ErrorCode::UnknownTable | ErrorCode::NotPublished
+    )
 }
 
 /// Returns once replication streams.

@@ -1,6 +1,7 @@
 //! What a requester may ask, and what it is told.
 
-use stack::{Options, eventually_async};
+use async_nats::jetstream::stream;
+use stack::{NatsVersion, Options, PostgresVersion, eventually_async};
 use wire::snapshot::ErrorCode;
 use wire::snapshot_request::{Compression, Range, Resume, Values};
 use wire::{Column, Message as _, Row, Value, snapshot_request};
@@ -63,6 +64,29 @@ async fn rows_come_as_text_or_typed_in_any_compression() {
             ]
         ));
     }
+}
+
+#[tokio::test]
+async fn progress_is_told_while_a_snapshot_is_made() {
+    let world = World::new(SETUP, &["--snapshot-chunk-rows", "100"]).await;
+    world.sql("ANALYZE users");
+    let mut told = world.nats.subscribe("init.progress.users").await.unwrap();
+    world.nats.flush().await.unwrap();
+
+    let id = world.accepted("users", "").await;
+    world.load("users", &id).await;
+
+    let progress = loop {
+        let message = tokio::time::timeout(DEADLINE, futures_util::StreamExt::next(&mut told));
+        let payload = message.await.unwrap().unwrap().payload;
+        let progress = wire::snapshot::Progress::decode(&payload).unwrap();
+        assert_eq!(progress.snapshot_id, id);
+        if progress.rows == 2500 {
+            break progress;
+        }
+    };
+    assert_eq!((progress.percent, progress.eta_s), (Some(100.0), Some(0)));
+    assert!(progress.bytes > 50_000);
 }
 
 #[tokio::test]
@@ -135,12 +159,12 @@ async fn chunks_fit_the_smallest_limit() {
 }
 
 #[tokio::test]
-async fn thousands_of_requests_share_one_snapshot() {
+async fn ten_thousand_requests_share_one_snapshot() {
     let world = World::new(SETUP, &[]).await;
     let lock = Lock::take(&world, "users").await;
     let first = world.accepted("users", "").await;
 
-    for _ in 0..2000 {
+    for _ in 0..10_000 {
         world
             .nats
             .publish("snapshot.request.users", "".into())
@@ -300,6 +324,122 @@ async fn a_table_dropped_or_altered_before_it_is_read_ends_in_an_error() {
         );
     }
     assert_eq!(world.refused("users", "").await, ErrorCode::UnknownTable);
+}
+
+/// DDL that comes while the rows are read waits for the end of the snapshot, which must not wait for it.
+async fn ddl_waits_for_the_snapshot(options: Options) {
+    let world = World::with(options, SETUP, &["--snapshot-chunk-rows", "10"]).await;
+    let mut config = world.init().await.cached_info().config.clone();
+    (config.max_messages, config.discard) = (20, stream::DiscardPolicy::New);
+    world.jetstream.update_stream(config.clone()).await.unwrap();
+    let id = world.accepted("users", "").await;
+    eventually_async(DEADLINE, "a stream that is full", async || {
+        world.init().await.cached_info().state.messages == 20
+    })
+    .await;
+    let url = world.stack.postgres().url();
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let alter = tokio::spawn(async move {
+        let sql = "ALTER TABLE users ADD COLUMN age int";
+        client.batch_execute(sql).await.unwrap();
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity \
+        WHERE query LIKE 'ALTER TABLE users%' AND wait_event_type = 'Lock'";
+    eventually_async(DEADLINE, "DDL that waits", async || {
+        world.stack.postgres().value(waits) == "1"
+    })
+    .await;
+
+    // Rows of new shapes go on meanwhile.
+    world.sql(
+        "CREATE TABLE third (id int PRIMARY KEY, n int DEFAULT 1); ALTER PUBLICATION cdc_pub ADD TABLE third; \
+         INSERT INTO third VALUES (1); ALTER TABLE third ADD COLUMN more text; INSERT INTO third VALUES (2)",
+    );
+    eventually_async(DEADLINE, "rows beside the snapshot", async || {
+        world.events("third", 1).await.len() == 2
+    })
+    .await;
+
+    config.max_messages = -1;
+    world.jetstream.update_stream(config).await.unwrap();
+
+    assert_eq!(world.load("users", &id).await.rows.len(), 2500);
+    alter.await.unwrap();
+}
+
+#[tokio::test]
+async fn ddl_that_waits_for_a_snapshot_does_not_hold_it_up() {
+    ddl_waits_for_the_snapshot(Options::default()).await;
+}
+
+#[tokio::test]
+async fn neither_where_listing_tables_waits_for_locks() {
+    let options = Options::default().postgres(PostgresVersion::V18);
+    ddl_waits_for_the_snapshot(options.nats(NatsVersion::V2_15)).await;
+}
+
+#[tokio::test]
+async fn a_bridge_answers_for_its_own_tables_and_all_for_what_nobody_has() {
+    let setup = "CREATE TABLE users (id int PRIMARY KEY);; CREATE TABLE orders (id int PRIMARY KEY);; \
+        CREATE TABLE other (id int PRIMARY KEY);; INSERT INTO orders VALUES (1);; \
+        CREATE PUBLICATION cdc_pub FOR TABLE users;; CREATE PUBLICATION pub2 FOR TABLE orders";
+    let world = World::new(setup, &[]).await;
+    let second = world
+        .stack
+        .program(env!("CARGO_BIN_EXE_bridge"))
+        .named("second")
+        .args(["--port", "0", "--pg-url", &world.stack.postgres().url()])
+        .args([
+            "--nats-url",
+            &format!("nats://{}", world.stack.nats().addr()),
+        ])
+        .args([
+            "--slot",
+            "slot_2",
+            "--publication",
+            "pub2",
+            "--stream",
+            "CDC2,INIT",
+        ])
+        .args(["--subject-prefix", "two"])
+        .start();
+    second.wait_for_line("replication started", DEADLINE);
+    eventually_async(DEADLINE, "a second bridge that answers", async || {
+        let asked = world.nats.request("snapshot.reached.slot_2", "".into());
+        asked.await.map(drop)
+    })
+    .await;
+    let mut replies = world.nats.subscribe("told").await.unwrap();
+    let ask = async |table: &str| {
+        let subject = format!("snapshot.request.{table}");
+        let asked = world.nats.publish_with_reply(subject, "told", "".into());
+        asked.await.unwrap();
+    };
+    let mut heard = async || {
+        let reply = tokio::time::timeout(DEADLINE, futures_util::StreamExt::next(&mut replies));
+        snapshot_request::Reply::decode(&reply.await.unwrap().unwrap().payload).unwrap()
+    };
+    let refused = |reply| match reply {
+        snapshot_request::Reply::Refused(error) => Some(error.code),
+        snapshot_request::Reply::Accepted { .. } => None,
+    };
+
+    for table in ["users", "orders"] {
+        ask(table).await;
+        assert_eq!(refused(heard().await), None, "{table}");
+    }
+    // Each bridge says no to this; were there another no above, it would come first.
+    ask("other").await;
+    for _ in 0..2 {
+        assert_eq!(refused(heard().await), Some(ErrorCode::NotPublished));
+    }
+    ask("nothing").await;
+    for _ in 0..2 {
+        assert_eq!(refused(heard().await), Some(ErrorCode::UnknownTable));
+    }
 }
 
 #[tokio::test]
