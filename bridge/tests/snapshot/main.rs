@@ -7,5 +7,6 @@ mod copy;
 mod handoff;
 mod requests;
 mod schemas;
+mod storm;
 mod tools;
 mod world;
