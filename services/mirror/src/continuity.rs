@@ -3,15 +3,20 @@
 //! In: what the stream holds, what the file notes. Out: the tables that must be seeded anew.
 //! Invariant: a table that is not marked lacks no message between its sequence and the stream's last.
 
+use wire::schema::Schema;
+
+use crate::desk::Desk;
 use crate::follow;
 use crate::join::{Bounds, Need};
 use crate::source::Source;
-use crate::store::{Store, Table};
+use crate::store::Table;
+use crate::table::TableName;
 
 /// Marks the tables that the stream does not continue; true when there are any.
-pub async fn check(source: &Source, store: &mut Store) -> Result<bool, follow::Error> {
+pub async fn check(source: &Source, desk: &Desk) -> Result<bool, follow::Error> {
     let bounds = source.bounds().await?;
-    let rewritten = match store.tail()? {
+    let tail = desk.store().tail()?;
+    let rewritten = match tail {
         Some(tail) => {
             let now = source.position_at(tail.sequence).await?;
             // None: retention has taken it, and there is nothing to compare.
@@ -19,17 +24,57 @@ pub async fn check(source: &Source, store: &mut Store) -> Result<bool, follow::E
         }
         None => None,
     };
-    let mut needs = Vec::new();
-    for table in store.tables() {
-        if let Some(need) = broken(table, &bounds, rewritten.map(|(_, stored_ns)| stored_ns)) {
-            needs.push((table.name.clone(), need));
-        }
+    let rewritten_ns = rewritten.map(|(_, stored_ns)| stored_ns);
+    let needs = needs(desk, |table| broken(table, &bounds, rewritten_ns));
+    if needs.is_empty() {
+        return check_schema(source, desk).await;
     }
+    desk.store().mark(&needs)?;
+    Ok(true)
+}
+
+/// Marks the tables whose rows changed with their schema while nobody listened, and those that are gone;
+/// true when there are any.
+pub async fn check_schema(source: &Source, desk: &Desk) -> Result<bool, follow::Error> {
+    let mut schemas = Vec::new();
+    let names = needs(desk, |_| Some(Need::default()));
+    for (name, _) in &names {
+        schemas.push(source.schema(name).await?);
+    }
+    let mut schemas = schemas.iter();
+    let needs = needs(desk, |table| {
+        outdated(table, schemas.next().and_then(Option::as_ref))
+    });
     if needs.is_empty() {
         return Ok(false);
     }
-    store.mark(&needs)?;
+    desk.store().mark(&needs)?;
     Ok(true)
+}
+
+fn needs(desk: &Desk, mut need: impl FnMut(&Table) -> Option<Need>) -> Vec<(TableName, Need)> {
+    let store = desk.store();
+    let tables = store.tables().iter();
+    tables
+        .filter_map(|table| Some((table.name.clone(), need(table)?)))
+        .collect()
+}
+
+fn outdated(table: &Table, schema: Option<&Schema>) -> Option<Need> {
+    let Some(schema) = schema else {
+        return Some(Need {
+            reason: "the source has no such table, or publishes it no more".to_owned(),
+            ..Need::default()
+        });
+    };
+    (table.schema.version < schema.seed_version).then(|| Need {
+        reason: format!(
+            "rows changed with version {} of the schema",
+            schema.seed_version
+        ),
+        schema_version_min: schema.seed_version,
+        ..Need::default()
+    })
 }
 
 /// Why the stream does not continue the table, if it does not. `rewritten_ns`: another event stands

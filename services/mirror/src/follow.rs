@@ -2,9 +2,10 @@
 //!
 //! In: the stream behind the lowest sequence of any table. Out: rows in SQLite; the tables that must
 //! be seeded anew.
-//! Invariant: SQLite commits only where a PostgreSQL transaction is whole, and with it the sequence up
-//! to which the stream is applied.
+//! Invariant: SQLite commits only where PostgreSQL's transactions are whole, and with them the sequence
+//! up to which the stream is applied.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -15,16 +16,18 @@ use wire::gap::Gap;
 use wire::schema::SchemaChanged;
 use wire::{Event, Lsn, Message as _, Position, names};
 
+use crate::bridges::Bridges;
 use crate::chain::Chain;
 use crate::change;
-use crate::continuity::check;
+use crate::continuity::{check, check_schema};
+use crate::desk::Desk;
 use crate::join::Need;
 use crate::progress::Progress;
 use crate::schema_change::{self, Plan};
-use crate::source::{self, Mark, Reader, Source, Stored, decode};
-use crate::store::{self, ApplyError, Divergence, Store, Tail};
+use crate::source::{self, Mark, Of, Reader, Source, Stored, decode};
+use crate::store::{self, ApplyError, Divergence, Tail};
 use crate::table::TableName;
-use crate::transaction::{OutOfOrder, Transactions};
+use crate::transaction::OutOfOrder;
 
 /// Whole transactions are committed together up to this many events or this much time: each commit
 /// costs an fsync. When nothing is pending a transaction is committed at once.
@@ -45,6 +48,8 @@ pub enum Ended {
     CaughtUp,
     /// Tables are marked to be seeded anew.
     Reseed,
+    /// A table was seeded, or may be by now.
+    Seeded,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,15 +66,19 @@ pub enum Error {
 
 pub struct Follower<'a> {
     source: &'a Source,
-    store: &'a mut Store,
-    progress: &'a mut Progress,
+    desk: &'a Desk,
+    progress: &'a RefCell<Progress>,
     names: Vec<TableName>,
+    /// The tables' bridges, by index.
+    tables_bridges: Vec<usize>,
     subjects: HashMap<String, usize>,
     gap_subject: String,
-    transactions: Transactions,
+    bridges: Bridges,
+    /// By subject.
+    subjects_bridges: HashMap<String, usize>,
     /// Sequence of the last message read.
     read: u64,
-    /// The last event read.
+    /// The last event applied.
     tail: Option<Tail>,
     /// Changes applied and not committed.
     uncommitted: u64,
@@ -78,8 +87,9 @@ pub struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    /// At least one table is seeded, and none is marked.
-    pub fn new(source: &'a Source, store: &'a mut Store, progress: &'a mut Progress) -> Self {
+    /// At least one table is seeded and not marked.
+    pub fn new(source: &'a Source, desk: &'a Desk, progress: &'a RefCell<Progress>) -> Self {
+        let store = desk.store();
         let names: Vec<TableName> = store
             .tables()
             .iter()
@@ -91,11 +101,13 @@ impl<'a> Follower<'a> {
         Self {
             gap_subject: source.gap_subject(),
             source,
-            store,
+            desk,
             progress,
             names,
+            tables_bridges: Vec::new(),
             subjects,
-            transactions: Transactions::default(),
+            bridges: Bridges::default(),
+            subjects_bridges: HashMap::new(),
             read,
             tail: None,
             uncommitted: 0,
@@ -111,21 +123,30 @@ impl<'a> Follower<'a> {
     pub async fn run(mut self, once: bool) -> Result<Ended, Error> {
         // First, so that no change is announced unheard.
         let mut changes = self.changes().await?;
-        if check(self.source, self.store).await? {
+        if check(self.source, self.desk).await? {
             return Ok(Ended::Reseed);
+        }
+        for name in &self.names {
+            let slot = self.source.slot(&name.schema, &name.table).await?;
+            self.tables_bridges.push(self.bridges.index(&slot));
         }
         let target = self.source.bounds().await?.last_seq;
         let mut reader = self.reader().await?;
         tracing::info!(sequence = self.read, target, "follows the stream");
         loop {
-            if once && target <= self.read && self.transactions.is_between() {
+            if once && target <= self.read && self.bridges.is_between() {
                 self.commit()?;
                 return Ok(Ended::CaughtUp);
             }
+            if self.desk.is_wanted() && self.bridges.may_store() {
+                self.commit()?;
+                self.desk.give_way().await;
+            }
             let ended = tokio::select! {
-                Some(message) = changes.next() => self.schema_changed(&message)?,
+                Some(message) = changes.next() => self.schema_changed(&message).await?,
+                () = self.desk.wanted(), if self.bridges.may_store() => None,
                 message = reader.next_within(SILENCE_MAX) => match message? {
-                    Some(message) => self.take(&message).await?,
+                    Some(message) => self.take(message).await?,
                     None => self.silence(&mut reader).await?,
                 },
             };
@@ -152,10 +173,10 @@ impl<'a> Follower<'a> {
     }
 
     async fn silence(&mut self, reader: &mut Reader) -> Result<Option<Ended>, Error> {
-        if self.transactions.is_between() {
+        if self.bridges.may_store() {
             self.commit()?;
         }
-        if check(self.source, self.store).await? {
+        if check(self.source, self.desk).await? {
             return Ok(Some(Ended::Reseed));
         }
         if self.read < self.source.bounds().await?.last_seq {
@@ -168,15 +189,16 @@ impl<'a> Follower<'a> {
         Ok(None)
     }
 
-    async fn take(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
+    async fn take(&mut self, message: Stored) -> Result<Option<Ended>, Error> {
         if message.sequence != self.read + 1
-            && let Some(ended) = self.hole(message)?
+            && let Some(ended) = self.hole(&message).await?
         {
             return Ok(Some(ended));
         }
         self.read = message.sequence;
+        let pending = message.pending;
         if message.subject == self.gap_subject {
-            return self.gap(message);
+            return self.gap(&message);
         }
         let table = self.subjects.get(&message.subject).copied();
         let Ok(mark) = Mark::decode(&message.payload) else {
@@ -192,45 +214,67 @@ impl<'a> Follower<'a> {
         if !mark.commit_lsn.is_valid() {
             return Err(Error::NoPosition);
         }
-        if self.is_repeat(table, mark) {
+        let bridge = self.bridge(table, &message).await?;
+        if self.is_repeat(table, bridge, mark) {
             return Ok(None);
         }
-        let is_whole = self.transactions.take(mark.position(), mark.last)?;
-        if let Some(index) = table
+        for message in self.bridges.take(bridge, message, mark)? {
+            if let Some(ended) = self.apply(&message).await? {
+                return Ok(Some(ended));
+            }
+        }
+        if self.bridges.may_store() && self.is_due(pending) {
+            self.commit()?;
+        }
+        self.progress.borrow_mut().following(self.read, pending);
+        Ok(None)
+    }
+
+    /// An event whose turn it is.
+    async fn apply(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
+        if let Some(&index) = self.subjects.get(&message.subject)
             && let Some(ended) = self.event(index, message).await?
         {
             return Ok(Some(ended));
         }
+        let mark: Mark = decode(&message.payload, &message.subject)?;
         self.tail = Some(Tail {
             sequence: message.sequence,
             position: mark.position(),
         });
-        if is_whole && self.is_due(message.pending) {
-            self.commit()?;
-        }
-        self.progress.following(message.sequence, message.pending);
         Ok(None)
     }
 
+    /// The bridge that published it, which is its table's.
+    async fn bridge(&mut self, table: Option<usize>, message: &Stored) -> Result<usize, Error> {
+        if let Some(index) = table {
+            return Ok(self.tables_bridges[index]);
+        }
+        if let Some(&bridge) = self.subjects_bridges.get(&message.subject) {
+            return Ok(bridge);
+        }
+        let of: Of = decode(&message.payload, &message.subject)?;
+        let slot = self.source.slot(&of.schema, &of.table).await?;
+        let bridge = self.bridges.index(&slot);
+        self.subjects_bridges
+            .insert(message.subject.clone(), bridge);
+        Ok(bridge)
+    }
+
     /// A writer that lost its place may repeat events; they are those of before.
-    fn is_repeat(&self, table: Option<usize>, mark: Mark) -> bool {
-        let seen = match table {
-            Some(index) => Some(self.store.tables()[index].position),
-            None => self.tail.map(|tail| tail.position),
-        };
-        seen.is_some_and(|seen| mark.position() <= seen)
-            && self
-                .tail
-                .is_some_and(|tail| mark.position() <= tail.position)
+    fn is_repeat(&self, table: Option<usize>, bridge: usize, mark: Mark) -> bool {
+        let of_table = |index: usize| self.desk.store().tables()[index].position;
+        let last = self.bridges.position(bridge);
+        last.is_some_and(|last| mark.position() <= last)
+            && table.is_none_or(|index| mark.position() <= of_table(index))
     }
 
     async fn event(&mut self, index: usize, message: &Stored) -> Result<Option<Ended>, Error> {
-        let table = &self.store.tables()[index];
-        if message.sequence <= table.sequence {
+        if message.sequence <= self.desk.store().tables()[index].sequence {
             return Ok(None);
         }
         let mut event: Event = decode(&message.payload, &message.subject)?;
-        if !table.meta.admits(&event) {
+        if !self.desk.store().tables()[index].meta.admits(&event) {
             return Ok(None);
         }
         if let Some(stub) = &event.oversize {
@@ -242,16 +286,19 @@ impl<'a> Follower<'a> {
                 Err(error) => return Err(error.into()),
             };
         }
-        if self.store.tables()[index].schema.version < event.schema_version
+        let version = self.desk.store().tables()[index].schema.version;
+        if version < event.schema_version
             && let Some(ended) = self.follow_schema(index, &event).await?
         {
             return Ok(Some(ended));
         }
-        let table = &self.store.tables()[index];
         let position = Position::new(event.commit_lsn, event.seq);
-        let applied = change::plan(&table.shape, &event)
-            .map_err(|mismatch| Divergence::from(mismatch).into())
-            .and_then(|change| self.store.apply(index, position, change));
+        let applied = {
+            let mut store = self.desk.store();
+            change::plan(&store.tables()[index].shape, &event)
+                .map_err(|mismatch| Divergence::from(mismatch).into())
+                .and_then(|change| store.apply(index, position, change))
+        };
         match applied {
             Ok(()) => {
                 self.uncommitted += 1;
@@ -286,10 +333,12 @@ impl<'a> Follower<'a> {
             schema_version_min: version,
             after_ns: 0,
         };
-        match schema_change::plan(&self.store.tables()[index].schema, &history, version) {
+        let have = self.desk.store().tables()[index].schema.clone();
+        match schema_change::plan(&have, &history, version) {
             Plan::Alter(steps, schema) => {
                 tracing::info!(table = %name, version, ?steps, "table follows its schema");
-                if let Err(error) = self.store.alter(index, &steps, *schema) {
+                let altered = self.desk.store().alter(index, &steps, *schema);
+                if let Err(error) = altered {
                     // Such as someone's view or index on a dropped column.
                     return self
                         .reseed(index, reseed(format!("SQLite refused: {}", Chain(&error))));
@@ -301,19 +350,35 @@ impl<'a> Follower<'a> {
     }
 
     /// Messages before this one are gone from the stream.
-    fn hole(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
+    async fn hole(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
         let (first, last) = (self.read + 1, message.sequence - 1);
         tracing::warn!(first, last, "messages are lost to the stream");
-        let mut need = Need {
+        let need = Need {
             reason: format!("messages {first} to {last} are lost"),
             ..Need::default()
         };
-        // Rows that have this event's transaction have all that committed before it.
-        match Mark::decode(&message.payload) {
-            Ok(mark) => need.lsn_min = Lsn(mark.commit_lsn.0 + 1),
-            Err(_) => need.after_ns = i64::try_from(message.stored_ns).unwrap_or(i64::MAX),
-        }
-        self.break_off(&need)
+        // By the server's clock this always holds.
+        let by_time = Need {
+            after_ns: i64::try_from(message.stored_ns).unwrap_or(i64::MAX),
+            ..need.clone()
+        };
+        let Ok(mark) = Mark::decode(&message.payload) else {
+            return self.break_off(|_| Some(by_time.clone()));
+        };
+        // Rows that have this event's transaction have all that its bridge published before it.
+        let table = self.subjects.get(&message.subject).copied();
+        let bridge = self.bridge(table, message).await?;
+        let by_position = Need {
+            lsn_min: Lsn(mark.commit_lsn.0 + 1),
+            ..need
+        };
+        self.break_off(|of| {
+            Some(if of == bridge {
+                by_position.clone()
+            } else {
+                by_time.clone()
+            })
+        })
     }
 
     fn gap(&mut self, message: &Stored) -> Result<Option<Ended>, Error> {
@@ -321,55 +386,75 @@ impl<'a> Follower<'a> {
         let need = Need::after_gap(&gap, message.stored_ns);
         let epoch = gap.epoch;
         tracing::warn!(slot = gap.slot, epoch, from = %gap.from, to = %gap.to, reason = ?gap.reason, "changes are lost to the stream");
-        self.break_off(&need)
+        let slots: Vec<String> = self
+            .bridges
+            .indexes()
+            .map(|index| self.bridges.slot(index).to_owned())
+            .collect();
+        // Without a name it may be any.
+        self.break_off(|of| (slots[of].is_empty() || slots[of] == gap.slot).then(|| need.clone()))
     }
 
-    /// The stream does not go on where it was. Tables whose rows have what is lost go on with it: a
-    /// snapshot may be joined before the place, which is then read again.
-    fn break_off(&mut self, need: &Need) -> Result<Option<Ended>, Error> {
-        if self.transactions.is_between() {
+    /// The stream does not go on where it was, for the bridges that have a need. Tables whose rows have
+    /// what is lost go on with it: a snapshot may be joined before the place, which is then read again.
+    fn break_off(&mut self, need: impl Fn(usize) -> Option<Need>) -> Result<Option<Ended>, Error> {
+        if self.bridges.may_store() {
             self.commit()?;
         }
-        self.transactions = Transactions::default();
+        for index in self.bridges.indexes() {
+            if need(index).is_some() {
+                self.bridges.break_off(index);
+            }
+        }
         self.tail = None;
-        self.reseed_all(|table| {
-            let has_it = need.is_met_by(&table.meta, table.schema.version, table.ended_ns.into());
-            (!has_it).then(|| need.clone())
+        let bridges = self.tables_bridges.clone();
+        self.reseed_all(|index, table| {
+            need(bridges[index]).filter(|need| {
+                !need.is_met_by(&table.meta, table.schema.version, table.ended_ns.into())
+            })
         })
     }
 
-    fn schema_changed(&mut self, message: &Message) -> Result<Option<Ended>, Error> {
+    /// A hint to look at the bucket, and to what the bucket does not show.
+    async fn schema_changed(&mut self, message: &Message) -> Result<Option<Ended>, Error> {
         let Ok(changed) = SchemaChanged::decode(&message.payload) else {
             return Ok(None);
         };
-        let is_meant = |table: &store::Table| {
-            table.name.table == changed.table && table.name.schema == changed.schema
-        };
-        self.reseed_all(|table| {
-            is_meant(table)
+        let is_meant =
+            |name: &TableName| name.table == changed.table && name.schema == changed.schema;
+        let ended = self.reseed_all(|_, table| {
+            is_meant(&table.name)
                 .then(|| Need::after_change(&changed, &table.meta, table.schema.version))
                 .flatten()
-        })
+        })?;
+        if ended.is_some() {
+            return Ok(ended);
+        }
+        let is_marked = check_schema(self.source, self.desk).await?;
+        Ok(is_marked.then_some(Ended::Reseed))
     }
 
     fn reseed(&mut self, index: usize, need: Need) -> Result<Option<Ended>, Error> {
-        self.store.mark(&[(self.names[index].clone(), need)])?;
+        self.desk
+            .store()
+            .mark(&[(self.names[index].clone(), need)])?;
         Ok(Some(Ended::Reseed))
     }
 
     /// Every table that has a need; none: goes on.
     fn reseed_all(
         &mut self,
-        need: impl Fn(&store::Table) -> Option<Need>,
+        need: impl Fn(usize, &store::Table) -> Option<Need>,
     ) -> Result<Option<Ended>, Error> {
-        let tables = self.store.tables().iter();
+        let mut store = self.desk.store();
+        let tables = store.tables().iter().enumerate();
         let needs: Vec<_> = tables
-            .filter_map(|table| Some((table.name.clone(), need(table)?)))
+            .filter_map(|(index, table)| Some((table.name.clone(), need(index, table)?)))
             .collect();
         if needs.is_empty() {
             return Ok(None);
         }
-        self.store.mark(&needs)?;
+        store.mark(&needs)?;
         Ok(Some(Ended::Reseed))
     }
 
@@ -383,7 +468,11 @@ impl<'a> Follower<'a> {
 
     fn commit(&mut self) -> Result<(), Error> {
         if self.committed < self.read || 0 < self.uncommitted {
-            self.store.commit(self.read, self.tail)?;
+            let bridges = self.tables_bridges.iter();
+            let applied: Vec<u64> = bridges
+                .map(|&bridge| self.bridges.applied(bridge, self.read))
+                .collect();
+            self.desk.store().commit(&applied, self.tail)?;
         }
         self.committed = self.read;
         self.committed_at = Instant::now();

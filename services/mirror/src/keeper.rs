@@ -1,20 +1,28 @@
-//! Keeps the tables: seeds what must be seeded, then follows the stream, and begins again.
+//! Keeps the tables: follows the stream, seeds beside it what must be seeded, and begins again.
 //!
 //! In: the configuration. Out: nothing but the file; an error that waiting will not cure.
 //! Invariant: whatever fails, the file is a copy of the source at some point of the stream.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use daemon::backoff::{self, Backoff};
+use wire::snapshot::ErrorCode;
 
 use crate::chain::Chain;
 use crate::config::{self, Config};
+use crate::desk::Desk;
 use crate::follow::{self, Ended, Follower};
+use crate::join::Need;
 use crate::progress::Progress;
 use crate::seed::{self, Seeder};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
+use crate::table::TableName;
+use crate::transaction::OutOfOrder;
 
+/// How often is looked for a table that is gone.
+const COMES_BACK_INTERVAL: Duration = Duration::from_secs(2);
 /// A table seeded again within this time is seeded more and more slowly.
 const CALM: Duration = Duration::from_mins(1);
 
@@ -35,8 +43,12 @@ pub enum Error {
 pub struct Keeper {
     config: Config,
     source: Source,
-    store: Store,
-    progress: Progress,
+    desk: Desk,
+    progress: RefCell<Progress>,
+    /// Tables that the source had and has no more; they wait until it has them again.
+    gone: Vec<TableName>,
+    /// Where the events of one bridge were out of order.
+    disorder: Option<OutOfOrder>,
 }
 
 impl Keeper {
@@ -48,8 +60,10 @@ impl Keeper {
         Ok(Self {
             config,
             source,
-            store,
-            progress,
+            desk: Desk::new(store),
+            progress: RefCell::new(progress),
+            gone: Vec::new(),
+            disorder: None,
         })
     }
 
@@ -61,18 +75,26 @@ impl Keeper {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let began = Instant::now();
-            match self.round().await {
+            let round = Box::pin(self.round()).await;
+            self.desk.store().rollback()?;
+            match round {
                 Ok(Ended::CaughtUp) => {
                     tracing::info!("caught up");
                     return Ok(());
                 }
+                Ok(Ended::Seeded) => continue,
                 Ok(Ended::Reseed) => {}
+                // A table may have gone from one bridge to another, which the next round knows.
+                Err(Error::Follow(follow::Error::Order(disorder)))
+                    if self.disorder != Some(disorder) =>
+                {
+                    self.disorder = Some(disorder);
+                }
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(error = %Chain(&error), "cannot go on now, tries again");
                 }
                 Err(error) => return Err(error),
             }
-            self.store.rollback()?;
             if CALM < began.elapsed() {
                 backoff.reset();
             }
@@ -80,17 +102,91 @@ impl Keeper {
         }
     }
 
+    /// Follows the stream with the tables that are seeded, and seeds one of the others beside it.
     async fn round(&mut self) -> Result<Ended, Error> {
-        for (name, need) in self.store.needs()? {
-            let mut seeder = Seeder {
-                source: &self.source,
-                store: &mut self.store,
-                progress: &mut self.progress,
-            };
-            seeder.seed(&name, &need).await.map_err(Error::from)?;
+        for name in std::mem::take(&mut self.gone) {
+            if self.source.schema(&name).await?.is_none() {
+                self.gone.push(name);
+            }
         }
-        let follower = Follower::new(&self.source, &mut self.store, &mut self.progress);
-        Ok(follower.run(self.config.once).await?)
+        let needs = self.desk.store().needs()?;
+        let next = needs.iter().find(|(name, _)| !self.gone.contains(name));
+        let is_following = !self.desk.store().tables().is_empty();
+        let follow = |once| {
+            let follower = Follower::new(&self.source, &self.desk, &self.progress);
+            async move { follower.run(once).await.map_err(Error::from) }
+        };
+        let seeded = match next {
+            None if self.gone.is_empty() => return follow(self.config.once).await,
+            None if self.config.once && is_following => return follow(true).await,
+            None if self.config.once => return Ok(Ended::CaughtUp),
+            None if is_following => {
+                return tokio::select! {
+                    ended = follow(false) => ended,
+                    back = self.comes_back() => back,
+                };
+            }
+            None => return self.comes_back().await,
+            Some((name, need)) if is_following => tokio::select! {
+                // The seeder first: it has its turn when the follower gives way.
+                biased;
+                seeded = self.seed(name, need) => seeded,
+                ended = follow(false) => return ended,
+            },
+            Some((name, need)) => self.seed(name, need).await,
+        };
+        match seeded {
+            Ok(()) => Ok(Ended::Seeded),
+            Err(error) => self.is_gone(next, error),
+        }
+    }
+
+    async fn seed(&self, name: &TableName, need: &Need) -> Result<(), Error> {
+        let mut seeder = Seeder {
+            source: &self.source,
+            desk: &self.desk,
+            progress: &self.progress,
+        };
+        seeder.seed(name, need).await.map_err(Error::from)
+    }
+
+    /// A table that was here once may go in the source and come back; one that never was is a mistake.
+    fn is_gone(&mut self, table: Option<&(TableName, Need)>, error: Error) -> Result<Ended, Error> {
+        let (Some((name, need)), Error::Seed(seed::Error::Refused { code, .. })) = (table, &error)
+        else {
+            return Err(error);
+        };
+        let is_dropped = match code {
+            ErrorCode::UnknownTable => true,
+            ErrorCode::NotPublished => false,
+            _ => return Err(error),
+        };
+        if *need == Need::first() {
+            return Err(error);
+        }
+        let (name, is_kept) = (name.clone(), !is_dropped);
+        tracing::warn!(table = %name, is_kept, reason = %Chain(&error), "the source has the table no more, waits for it");
+        // What the follower has not committed is read again.
+        let mut store = self.desk.store();
+        store.rollback()?;
+        if is_dropped {
+            store.drop_table(&name)?;
+        }
+        drop(store);
+        self.gone.push(name);
+        Ok(Ended::Reseed)
+    }
+
+    /// Returns when a table that was gone has a schema again.
+    async fn comes_back(&self) -> Result<Ended, Error> {
+        loop {
+            for name in &self.gone {
+                if self.source.schema(name).await?.is_some() {
+                    return Ok(Ended::Seeded);
+                }
+            }
+            tokio::time::sleep(COMES_BACK_INTERVAL).await;
+        }
     }
 }
 

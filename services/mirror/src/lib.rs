@@ -5,6 +5,7 @@
 //! Invariant: rows and position change together, so a mirror killed anywhere goes on where it was.
 
 // Rules: no I/O, no clock.
+pub mod bridges;
 pub mod change;
 pub mod join;
 pub mod schema_change;
@@ -19,6 +20,7 @@ pub mod store;
 
 // What the mirror does with them, in this order.
 pub mod continuity;
+pub mod desk;
 pub mod follow;
 pub mod keeper;
 pub mod request;

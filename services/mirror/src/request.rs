@@ -113,6 +113,7 @@ pub fn refused(name: &TableName, error: &snapshot::Error) -> Result<Abandoned, E
         | ErrorCode::Denied
         | ErrorCode::TooLarge => Err(Error::Refused {
             table: name.clone(),
+            code: error.code,
             message: error.error.clone(),
             hint: error.hint.clone(),
         }),

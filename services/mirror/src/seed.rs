@@ -5,19 +5,21 @@
 //! Invariant: the old rows stay readable until all new ones are there; a snapshot that the stream does
 //! not continue is never put in the table's place.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use wire::names;
 use wire::schema::Schema;
-use wire::snapshot::{self, Meta, Start};
+use wire::snapshot::{self, ErrorCode, Meta, Start};
 
 use crate::chain::Chain;
+use crate::desk::Desk;
 use crate::join::{self, Need, Refusal, Snapshot};
 use crate::progress::Progress;
 use crate::request;
 use crate::shape::{self, Shape};
 use crate::source::{self, Source, Stored, decode};
-use crate::store::{self, ApplyError, Divergence, Load, Store};
+use crate::store::{self, ApplyError, Divergence, Load};
 use crate::table::TableName;
 
 /// How long between two looks at a subject.
@@ -36,6 +38,7 @@ pub enum Error {
     #[error("there will be no snapshot of {table}: {message} ({hint})")]
     Refused {
         table: TableName,
+        code: ErrorCode,
         message: String,
         hint: String,
     },
@@ -62,8 +65,8 @@ pub enum Abandoned {
 
 pub struct Seeder<'a> {
     pub source: &'a Source,
-    pub store: &'a mut Store,
-    pub progress: &'a mut Progress,
+    pub desk: &'a Desk,
+    pub progress: &'a RefCell<Progress>,
 }
 
 impl Seeder<'_> {
@@ -71,9 +74,18 @@ impl Seeder<'_> {
     pub async fn seed(&mut self, name: &TableName, need: &Need) -> Result<(), Error> {
         tracing::info!(table = %name, reason = need.reason, "seeding");
         loop {
-            let load = match self.store.load(name)? {
+            let schema = self.source.schema(name).await?;
+            let need = &Need {
+                schema_version_min: schema
+                    .as_ref()
+                    .map_or(0, |schema| schema.seed_version)
+                    .max(need.schema_version_min),
+                ..need.clone()
+            };
+            let begun = self.desk.store().load(name)?;
+            let load = match begun {
                 Some(load) => load,
-                None => match self.choose(name, need).await? {
+                None => match self.choose(name, schema.is_some(), need).await? {
                     Ok(load) => load,
                     Err(abandoned) => {
                         self.give_up(name, &abandoned).await?;
@@ -90,18 +102,21 @@ impl Seeder<'_> {
 
     async fn give_up(&mut self, name: &TableName, abandoned: &Abandoned) -> Result<(), Error> {
         tracing::warn!(table = %name, reason = %Chain(abandoned), "snapshot given up");
-        self.store.abandon(name)?;
+        self.desk.free().await;
+        self.desk.store().abandon(name)?;
         tokio::time::sleep(PAUSE).await;
         Ok(())
     }
 
-    /// An existing snapshot if one can be joined, else a new one.
+    /// An existing snapshot if one can be joined, else a new one. Without a schema the table is gone, which
+    /// the bridge knows better than what is left of it.
     async fn choose(
         &mut self,
         name: &TableName,
+        has_schema: bool,
         need: &Need,
     ) -> Result<Result<Load, Abandoned>, Error> {
-        if let Some((start, sequence)) = self.existing(name, need).await? {
+        if has_schema && let Some((start, sequence)) = self.existing(name, need).await? {
             tracing::info!(table = %name, snapshot_id = start.snapshot_id, "joins an existing snapshot");
             return self.begin(name, start, sequence).await;
         }
@@ -136,7 +151,7 @@ impl Seeder<'_> {
             meta: meta.0,
             ended_ns: meta.1.stored_ns,
         };
-        let bounds = self.source.bounds().await?;
+        let bounds = self.source.bounds_for(name).await?;
         let joined = join::is_usable(&snapshot.start, needs_typed_rows)
             .and_then(|()| join::join(&snapshot, &bounds, need));
         match joined {
@@ -166,12 +181,9 @@ impl Seeder<'_> {
         if let Err(refusal) = join::is_usable(&start, is_typed(&schema)) {
             return Ok(Err(refusal.into()));
         }
-        Ok(Ok(self.store.begin_load(
-            name,
-            start,
-            schema,
-            init_sequence,
-        )?))
+        self.desk.free().await;
+        let mut store = self.desk.store();
+        Ok(Ok(store.begin_load(name, start, schema, init_sequence)?))
     }
 
     /// Reads the chunks, those to come too, and joins the stream.
@@ -198,15 +210,20 @@ impl Seeder<'_> {
                     .finish(name, &load, meta.clone(), at.stored_ns, need)
                     .await;
             }
-            self.progress
-                .loading(name, &load, meta.as_ref().map(|(meta, _)| meta.row_count));
+            let row_count = meta.as_ref().map(|(meta, _)| meta.row_count);
+            self.progress.borrow_mut().loading(name, &load, row_count);
             if let Some(message) = chunks.next_within(LOOK_INTERVAL).await? {
                 heard_at = Instant::now();
                 let chunk: snapshot::Chunk = decode(&message.payload, &message.subject)?;
                 if chunk.chunk != load.chunks {
                     return Ok(Err(Abandoned::Lost(load.chunks)));
                 }
-                match self.store.push(name, &mut load, &chunk, message.sequence) {
+                self.desk.free().await;
+                let pushed = self
+                    .desk
+                    .store()
+                    .push(name, &mut load, &chunk, message.sequence);
+                match pushed {
                     Ok(()) => {}
                     Err(ApplyError::Diverged(divergence)) => return Ok(Err(divergence.into())),
                     Err(ApplyError::Sqlite(error)) => return Err(store::Error::from(error).into()),
@@ -250,10 +267,13 @@ impl Seeder<'_> {
             meta,
             ended_ns,
         };
-        let bounds = self.source.bounds().await?;
+        let bounds = self.source.bounds_for(name).await?;
         match join::join(&snapshot, &bounds, need) {
             Ok(sequence) => {
-                self.store.finish_load(name, load, &snapshot, sequence)?;
+                self.desk.free().await;
+                self.desk
+                    .store()
+                    .finish_load(name, load, &snapshot, sequence)?;
                 tracing::info!(table = %name, rows = load.rows, lsn = %snapshot.meta.lsn, sequence, "table seeded");
                 Ok(Ok(()))
             }

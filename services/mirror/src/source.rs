@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 use wire::event::Oversize;
-use wire::names::{BUCKET_OVERSIZE, BUCKET_SCHEMAS};
+use wire::names::{self, BUCKET_OVERSIZE, BUCKET_SCHEMAS};
 use wire::schema::Schema;
 use wire::{Event, Lsn, Message, Operation, Position, SubjectPattern};
 
@@ -56,6 +56,20 @@ pub struct Mark {
 }
 
 impl Message for Mark {}
+
+/// Whose event it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Of {
+    pub table: String,
+    #[serde(default = "public")]
+    pub schema: String,
+}
+
+impl Message for Of {}
+
+fn public() -> String {
+    names::PUBLIC.to_owned()
+}
 
 impl Mark {
     pub fn position(self) -> Position {
@@ -166,6 +180,25 @@ impl Source {
         })
     }
 
+    /// The same for one table: commits of one bridge alone grow along the stream.
+    pub async fn bounds_for(&self, name: &TableName) -> Result<Bounds, Error> {
+        let mut bounds = self.bounds().await?;
+        if bounds.first_commit_lsn.is_some() {
+            let stream = self.stream(&self.streams.cdc).await?;
+            let first = stream.get_raw_message(bounds.first_seq).await;
+            let of = first.ok().and_then(|first| Of::decode(&first.payload).ok());
+            let is_own = match of {
+                Some(of) => {
+                    self.slot(&of.schema, &of.table).await?
+                        == self.slot(&name.schema, &name.table).await?
+                }
+                None => false,
+            };
+            bounds.first_commit_lsn = bounds.first_commit_lsn.filter(|_| is_own);
+        }
+        Ok(bounds)
+    }
+
     /// Position of the event with this sequence, and when it was stored; None when there is none.
     pub async fn position_at(&self, sequence: u64) -> Result<Option<(Position, i128)>, Error> {
         let stream = self.stream(&self.streams.cdc).await?;
@@ -222,6 +255,28 @@ impl Source {
             .iter()
             .filter(|entry| entry.operation == jetstream::kv::Operation::Put);
         puts.map(|entry| decode(&entry.value, &what())).collect()
+    }
+
+    /// The last version of a table's schema; None when the table is gone.
+    pub async fn schema(&self, name: &TableName) -> Result<Option<Schema>, Error> {
+        let what = || format!("the schema of {name} in bucket {BUCKET_SCHEMAS}");
+        let bucket = self.context.get_key_value(BUCKET_SCHEMAS).await;
+        let bucket = bucket.map_err(|error| read(what(), error))?;
+        let value = bucket.get(name.key()).await;
+        let value = value.map_err(|error| read(what(), error))?;
+        value.map(|value| decode(&value, &what())).transpose()
+    }
+
+    /// Slot of the bridge that publishes the table's events into this stream, or was the last to do so.
+    /// Empty when no schema tells, as with the only bridge of a stream.
+    pub async fn slot(&self, schema: &str, table: &str) -> Result<String, Error> {
+        let history = self.history(&TableName::new(schema, table)).await?;
+        let bridges = history.iter().rev().flat_map(|schema| &schema.bridges);
+        let slot = bridges
+            .filter(|bridge| bridge.stream == self.streams.cdc)
+            .map(|bridge| bridge.slot.clone())
+            .next();
+        Ok(slot.unwrap_or_default())
     }
 
     /// Reads messages on `filter` (empty: all) behind a sequence.

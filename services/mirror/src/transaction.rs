@@ -25,7 +25,7 @@ enum State {
 /// The events are not those of one bridge in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "event {found} follows {before}: transactions are cut or mixed. Several bridges may write this stream; give each its own (bridge --stream), and each mirror one of them"
+    "event {found} follows {before}: transactions are cut or mixed. Several bridges may write this stream, and no schema in bucket schemas names one of them; give each its own (bridge --stream)"
 )]
 pub struct OutOfOrder {
     pub before: Position,

@@ -27,7 +27,7 @@ use crate::change::Change;
 use crate::join::Need;
 use crate::schema_change::Step;
 use crate::shape::{self, Shape};
-use crate::table::TableName;
+use crate::table::{TableName, quoted};
 
 #[derive(Debug)]
 pub struct Store {
@@ -153,7 +153,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The tables that are seeded.
+    /// The tables that are seeded and need not be seeded anew.
     pub fn tables(&self) -> &[Table] {
         &self.tables
     }
@@ -246,10 +246,11 @@ impl Store {
         Ok(())
     }
 
-    /// Stores that the stream is applied up to `sequence`, together with all changes since the last time.
-    pub fn commit(&mut self, sequence: u64, tail: Option<Tail>) -> Result<(), Error> {
+    /// Stores up to where the stream is applied to each table, together with all changes since the last
+    /// time.
+    pub fn commit(&mut self, applied: &[u64], tail: Option<Tail>) -> Result<(), Error> {
         self.begin()?;
-        for table in &mut self.tables {
+        for (table, &sequence) in self.tables.iter_mut().zip(applied) {
             table.sequence = table.sequence.max(sequence);
             self.connection
                 .prepare_cached(
@@ -268,6 +269,21 @@ impl Store {
         }
         self.connection.execute_batch("COMMIT")?;
         Ok(())
+    }
+
+    /// No transaction is open.
+    pub fn is_free(&self) -> bool {
+        self.connection.is_autocommit()
+    }
+
+    /// The source has no such table any more: nor has the file. It is seeded should it come back.
+    pub fn drop_table(&mut self, name: &TableName) -> Result<(), Error> {
+        let local = name.local();
+        let transaction = self.connection.transaction()?;
+        transaction.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&local)))?;
+        transaction.execute("DELETE FROM _mirror_tables WHERE name = ?", [&local])?;
+        transaction.commit()?;
+        self.reload()
     }
 
     /// Undoes what is not committed, here and in the file.
@@ -309,6 +325,9 @@ impl Store {
     fn reload(&mut self) -> Result<(), Error> {
         let mut tables = Vec::new();
         for name in &self.names {
+            if self.need(name)?.is_some() {
+                continue;
+            }
             let sql = "SELECT schema, meta, ended_ns, sequence, position FROM _mirror_tables WHERE name = ?";
             let row = self.connection.query_row(sql, [name.local()], |row| {
                 Ok((

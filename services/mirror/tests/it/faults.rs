@@ -1,6 +1,8 @@
 //! What goes wrong: kills, gaps, retention, lost streams, rows that differ.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wire::gap::{Gap, Reason};
 use wire::{Lsn, Message, SubjectPattern};
@@ -294,4 +296,66 @@ async fn one_file_has_one_mirror() {
     assert_eq!(second.wait(DEADLINE).code(), Some(1));
     assert!(second.stderr().contains("another mirror keeps"));
     assert!(first.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_beside_a_mirror_that_is_killed_sees_whole_transactions_only() {
+    const TRANSACTIONS: u64 = 300;
+    let world = World::new().await;
+    world.publish_schema(&users()).await;
+    world.publish_schema(&orders()).await;
+    world.snapshot(made(&users(), &[], 100, 0)).await;
+    world.snapshot(made(&orders(), &[], 100, 0)).await;
+    world.catch_up("users,orders");
+    let reader = rusqlite::Connection::open(world.db()).unwrap();
+    reader.busy_timeout(DEADLINE).unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let is_ended = ended.clone();
+    let reading = std::thread::spawn(move || read_whole(&reader, &is_ended));
+
+    let mut mirror = world.mirror("users,orders", &[]);
+    for number in 1..=TRANSACTIONS {
+        let events = vec![
+            insert("users", user(number as i64, "new")),
+            insert("orders", order(number as i64, "1.00")),
+        ];
+        world.transaction(100 + number, events).await;
+        if number % 30 == 0 {
+            mirror.kill();
+            mirror = world.mirror("users,orders", &[]);
+        }
+    }
+    let all = TRANSACTIONS.to_string();
+    world
+        .wait_for_rows("SELECT count(*) FROM users", &[&all])
+        .await;
+    ended.store(true, Ordering::Relaxed);
+    let (reads, seen) = reading.join().unwrap();
+
+    assert_eq!(seen, TRANSACTIONS as i64);
+    assert!(reads > 10, "{reads} reads");
+    assert_eq!(world.rows("PRAGMA journal_mode"), ["wal"]);
+}
+
+/// Reads both tables until told to stop, and once more; how often, and how many rows there were at last.
+fn read_whole(reader: &rusqlite::Connection, ended: &AtomicBool) -> (u64, i64) {
+    let count = |sql: &str| {
+        let count = reader.query_row(sql, [], |row| row.get::<_, i64>(0));
+        count.unwrap()
+    };
+    let (mut reads, mut last) = (0, 0);
+    loop {
+        let is_last = ended.load(Ordering::Relaxed);
+        // One transaction of two statements: the second sees what the first has seen.
+        reader.execute_batch("BEGIN").unwrap();
+        let users = count("SELECT count(*) FROM users");
+        let orders = count("SELECT count(*) FROM orders");
+        reader.execute_batch("COMMIT").unwrap();
+        assert_eq!(users, orders);
+        assert!(last <= users, "{users} follow {last}");
+        (reads, last) = (reads + 1, users);
+        if is_last {
+            return (reads, last);
+        }
+    }
 }

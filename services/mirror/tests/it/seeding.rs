@@ -156,3 +156,45 @@ async fn reading_a_snapshot_goes_on_after_a_kill() {
     assert_eq!(world.rows("SELECT id FROM users ORDER BY id"), ["1", "2"]);
     assert!(requests.is_quiet(), "the same snapshot went on");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_being_seeded_does_not_stop_the_others() {
+    let world = World::new().await;
+    world.publish_schema(&users()).await;
+    world.publish_schema(&orders()).await;
+    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let mut requests = world.requests().await;
+    let mirror = world.mirror("users,orders", &[]);
+    let id = requests.promise().await;
+    world.start(&id, &orders(), Compression::None).await;
+    let rows = [texts(&["1", "1.00"]), texts(&["2", "2.00"])];
+    world.chunk(&id, &orders(), 0, &rows[..1]).await;
+
+    // Both tables in one transaction, while the snapshot goes on for as long as the test likes.
+    for number in 1..=20_u64 {
+        let events = vec![
+            insert("users", user(number as i64, "new")),
+            insert("orders", order(100 + number as i64, "5.00")),
+        ];
+        world.transaction(100 + number, events).await;
+        let count = number.to_string();
+        world
+            .wait_for_rows("SELECT count(*) FROM users", &[&count])
+            .await;
+    }
+    let loaded = "SELECT chunks FROM _mirror_loads";
+    world.wait_for_rows(loaded, &["1"]).await;
+    world.chunk(&id, &orders(), 1, &rows[1..]).await;
+    world
+        .publish_meta(&wire::snapshot::Meta {
+            lsn: wire::Lsn(100),
+            ..meta(&id, &orders(), 2, 2)
+        })
+        .await;
+
+    world
+        .wait_for_rows("SELECT count(*), min(id) FROM orders", &["22|1"])
+        .await;
+    assert_eq!(world.rows("SELECT count(*) FROM users"), ["20"]);
+    assert!(!mirror.stderr().contains("differ"), "{}", mirror.stderr());
+}
