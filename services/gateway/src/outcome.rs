@@ -4,7 +4,7 @@
 //! What must hold: nobody waits past their deadline, and nothing is listened to while nobody waits.
 //!
 //! The gateway reads no database: the outcome comes the same way as every other change, through the CDC stream. An
-//! outcome from before the request does not come again, so it is also asked for on [`STATUS_SUBJECT`]; nobody has to
+//! outcome from before the request does not come again, so it is also asked for on [`names::operation_status`]; nobody has to
 //! answer there.
 
 use std::collections::HashMap;
@@ -16,12 +16,8 @@ use futures_util::StreamExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use wire::command::{OperationError, OperationStatus, Status};
+use wire::names::{self, TABLE_WRITE_OPERATIONS};
 use wire::{Event, Message, Operation, Value};
-
-/// A core NATS request to `{STATUS_SUBJECT}.{operation_id}` is answered with the `OperationStatus`, by those who know.
-pub const STATUS_SUBJECT: &str = "operations.status";
-/// The table that the processor keeps the outcomes in.
-pub const OPERATIONS_TABLE: &str = "write_operations";
 
 /// Requests that may wait at a time; more are answered `pending` at once.
 const WAITERS_MAX: usize = 10_000;
@@ -174,7 +170,7 @@ impl Shared {
 
     fn found(&self, payload: &[u8]) {
         let Ok(event) = Event::decode(payload) else {
-            return tracing::warn!("a change of {OPERATIONS_TABLE} cannot be read");
+            return tracing::warn!("a change of {TABLE_WRITE_OPERATIONS} cannot be read");
         };
         let Some(status) = status(&event) else { return };
         if let Some(sender) = self.waiting().get(&status.operation_id) {
@@ -184,7 +180,7 @@ impl Shared {
 }
 
 async fn ask(client: &Client, operation_id: &str) -> Option<OperationStatus> {
-    let request = client.request(format!("{STATUS_SUBJECT}.{operation_id}"), "".into());
+    let request = client.request(names::operation_status(operation_id), "".into());
     let answer = tokio::time::timeout(ASK_EVERY, request).await.ok()?.ok()?;
     let status = OperationStatus::decode(&answer.payload).ok()?;
     (status.operation_id == operation_id && status.status != Status::Pending).then_some(status)
@@ -213,7 +209,10 @@ fn status(event: &Event) -> Option<OperationStatus> {
         status,
         error: text("error").map(error),
         table: text("entity_table").map(str::to_owned),
-        entity_id: text("entity_id").map(str::to_owned),
+        // A key that is no UUID stands in `entity_key` only; older processors wrote `entity_id` only.
+        entity_id: text("entity_key")
+            .or_else(|| text("entity_id"))
+            .map(str::to_owned),
         lsn: (status == Status::Completed).then_some(event.commit_lsn),
         accepted_at: None,
         completed_at: text("completed_at").map(str::to_owned),
@@ -254,6 +253,20 @@ mod tests {
         assert_eq!(completed.lsn, Some(Lsn(0x2A)));
 
         assert_eq!(status(&event("pending", Value::Null)), None);
+    }
+
+    #[test]
+    fn an_outcome_names_its_row_whatever_the_key_s_type() {
+        let named = |name: &str, key: &str| {
+            let mut event = event("completed", Value::Null);
+            event
+                .columns
+                .push(Column::new(name, Value::Text(key.to_owned())));
+            status(&event).unwrap().entity_id
+        };
+
+        assert_eq!(named("entity_key", "42").as_deref(), Some("42"));
+        assert_eq!(named("entity_id", "5f1c").as_deref(), Some("5f1c"));
     }
 
     #[test]
