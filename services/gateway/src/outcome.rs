@@ -6,6 +6,9 @@
 //! The gateway reads no database: the outcome comes the same way as every other change, through the CDC stream. An
 //! outcome from before the request does not come again, so it is also asked for on [`names::operation_status`]; nobody has to
 //! answer there.
+//!
+//! PostgreSQL: a commit is in the WAL, and so in the stream, a moment before others see it. A completed write is told when
+//! somebody who reads the database has seen it, so that a read behind the answer cannot miss it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +26,10 @@ use wire::{Event, Message, Operation, Value};
 const WAITERS_MAX: usize = 10_000;
 /// How often a waiting request asks.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How long a completed write may stay unseen; only a server that waits for a standby takes that long.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often to look whether it is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The subscription is kept for so long after the last request that waited.
 const IDLE: Duration = Duration::from_secs(5);
 /// How long a request waits for the subscription.
@@ -130,7 +137,7 @@ impl Waiter {
                 tokio::time::sleep(ASK_EVERY).await;
             }
             loop {
-                if let Some(status) = ask(client, &operation_id).await {
+                if let Ok(Some(status)) = ask(client, &operation_id).await {
                     break status;
                 }
                 tokio::time::sleep(ASK_EVERY).await;
@@ -142,6 +149,11 @@ impl Waiter {
                 // The sender lives until the last waiter leaves the map.
                 Err(_) => None,
             }
+        };
+        let heard = async {
+            let heard = heard.await?;
+            let seen = tokio::time::timeout(SEEN_TIMEOUT, seen(client, &heard)).await;
+            Some(seen.ok().flatten().unwrap_or(heard))
         };
         tokio::select! {
             heard = heard => heard,
@@ -179,11 +191,31 @@ impl Shared {
     }
 }
 
-async fn ask(client: &Client, operation_id: &str) -> Option<OperationStatus> {
-    let request = client.request(names::operation_status(operation_id), "".into());
-    let answer = tokio::time::timeout(ASK_EVERY, request).await.ok()?.ok()?;
-    let status = OperationStatus::decode(&answer.payload).ok()?;
-    (status.operation_id == operation_id && status.status != Status::Pending).then_some(status)
+/// The status once it is visible in the database; None when nobody can say.
+async fn seen(client: &Client, heard: &OperationStatus) -> Option<OperationStatus> {
+    if heard.status != Status::Completed {
+        return None;
+    }
+    loop {
+        match ask(client, &heard.operation_id).await {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(_) => return None,
+        }
+    }
+}
+
+/// The final status, if there is one. Fails when nobody answers.
+async fn ask(
+    client: &Client,
+    operation_id: &str,
+) -> Result<Option<OperationStatus>, async_nats::RequestError> {
+    let subject = names::operation_status(operation_id);
+    let request = async_nats::Request::new().timeout(Some(ASK_EVERY));
+    let answer = client.send_request(subject, request).await?;
+    let status = OperationStatus::decode(&answer.payload).ok();
+    Ok(status
+        .filter(|status| status.operation_id == operation_id && status.status != Status::Pending))
 }
 
 /// The final status that a row of `write_operations` shows.
