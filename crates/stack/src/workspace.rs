@@ -26,14 +26,20 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// The `bridge` binary of the profile this program was built with: beside the running executable
-/// if it is there, else built now. It may be older than the sources; [`build_binary`] is not.
+/// The `bridge` binary, as [`binary`] finds it.
 pub fn bridge_binary() -> io::Result<PathBuf> {
-    let beside = profile_directory()?.join("bridge");
+    binary("bridge")
+}
+
+/// The binary of a package of that name, of the profile this program was built with: beside the
+/// running executable if it is there, else built now. It may be older than the sources;
+/// [`build_binary`] is not.
+pub fn binary(package: &str) -> io::Result<PathBuf> {
+    let beside = profile_directory()?.join(package);
     if beside.is_file() {
         Ok(beside)
     } else {
-        build_binary("bridge", "bridge")
+        build_binary(package, package)
     }
 }
 
