@@ -43,7 +43,7 @@ pub use server::nginx::Nginx;
 pub use server::postgres::Postgres;
 pub use server::redis::Redis;
 pub use server::{Server, StartError};
-pub use workspace::{binary, bridge_binary, build_binary};
+pub use workspace::{binary, bridge_binary, build_binaries, build_binary};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
