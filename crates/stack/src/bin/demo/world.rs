@@ -147,7 +147,7 @@ impl World {
    write    psql {postgres_url}
    read     nats --server {nats_url} stream view CDC
    bridge   curl http://{bridge}/status    (also /health, /metrics)
-   gateway  curl http://{gateway}/users -H 'Idempotency-Key: 1' -d '{{\"name\":\"Mary\",\"email\":\"mary@example.com\"}}'
+   gateway  curl http://{gateway}/users -H 'Idempotency-Key: 1' --json '{{\"name\":\"Mary\",\"email\":\"mary@example.com\"}}'
    reader   curl 'http://{reader}/users?order=created_at.desc&limit=3'    (live: curl -N 'http://{reader}/changes?tables=users')
    NATS     http://{monitoring}
    logs     {logs}
