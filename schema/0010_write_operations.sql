@@ -43,7 +43,8 @@ AS $$
         (operation_id, entity_table, entity_id, entity_key, op_type, status, created_at,
          completed_at, body_sha256, principal, traceparent)
     SELECT operation_id, entity_table, public.uuid_or_null(entity_key), entity_key, op_type,
-           'completed', accepted_at, clock_timestamp(), body_sha256, principal, traceparent
+           'completed', coalesce(accepted_at, clock_timestamp()), clock_timestamp(), body_sha256,
+           principal, traceparent
     FROM jsonb_to_recordset(operations) AS operation(
         operation_id uuid, entity_table text, entity_key text, op_type text,
         accepted_at timestamptz, body_sha256 text, principal text, traceparent text)
@@ -54,23 +55,42 @@ AS $$
     RETURNING operation_id
 $$;
 
--- The key of a row whose key PostgreSQL made.
-CREATE OR REPLACE FUNCTION public.name_entity(operation uuid, key text) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+-- Those of the operations that have no outcome yet: only these may be applied.
+CREATE OR REPLACE FUNCTION public.open_operations(operations jsonb) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $$
-    UPDATE public.write_operations
-    SET entity_id = public.uuid_or_null(key), entity_key = key
-    WHERE operation_id = operation
+    SELECT operation_id
+    FROM jsonb_to_recordset(operations) AS operation(operation_id uuid)
+    WHERE NOT EXISTS (
+        SELECT FROM public.write_operations AS known
+        WHERE known.operation_id = operation.operation_id AND known.status <> 'pending')
 $$;
 
--- Turns operations claimed in this transaction into failed ones: their rows do not exist.
-CREATE OR REPLACE FUNCTION public.reject_operations(operations uuid[], reason text)
-    RETURNS void
+-- Records the open operations after the rows they write, in the same transaction: completed where done names them,
+-- else failed for this reason. One row change each, so that CDC never shows an outcome that is not the last. Returns
+-- the failed ones. An outcome that somebody else recorded meanwhile is an error, and nothing is applied.
+CREATE OR REPLACE FUNCTION public.close_operations(
+    operations jsonb, open uuid[], done uuid[], reason text) RETURNS SETOF uuid
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $$
-    UPDATE public.write_operations
-    SET status = 'failed', error = reason
-    WHERE operation_id = ANY (operations)
+    DELETE FROM public.write_operations WHERE operation_id = ANY (open) AND status = 'pending';
+    WITH recorded AS (
+        INSERT INTO public.write_operations
+            (operation_id, entity_table, entity_id, entity_key, op_type, status, error,
+             created_at, completed_at, body_sha256, principal, traceparent)
+        SELECT operation_id, entity_table, public.uuid_or_null(entity_key), entity_key, op_type,
+               CASE WHEN done_id IS NULL THEN 'failed' ELSE 'completed' END,
+               CASE WHEN done_id IS NULL THEN reason END,
+               coalesce(accepted_at, clock_timestamp()), clock_timestamp(), body_sha256, principal,
+               traceparent
+        FROM jsonb_to_recordset(operations) AS operation(
+            operation_id uuid, entity_table text, entity_key text, op_type text,
+            accepted_at timestamptz, body_sha256 text, principal text, traceparent text)
+        JOIN unnest(open) AS open_id ON open_id = operation_id
+        LEFT JOIN unnest(done) AS done_id ON done_id = operation_id
+        RETURNING operation_id, status
+    )
+    SELECT operation_id FROM recorded WHERE status = 'failed'
 $$;
 
 -- Records one operation as failed. One that has an outcome already keeps it.
@@ -136,14 +156,14 @@ AS $$
 $$;
 
 REVOKE EXECUTE ON FUNCTION
-    public.claim_operations(jsonb), public.name_entity(uuid, text),
-    public.reject_operations(uuid[], text), public.fail_operation(jsonb, text),
+    public.claim_operations(jsonb), public.open_operations(jsonb),
+    public.close_operations(jsonb, uuid[], uuid[], text), public.fail_operation(jsonb, text),
     public.forget_failed_operation(uuid), public.prune_operations(interval, integer),
     public.operation_status(uuid)
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    public.claim_operations(jsonb), public.name_entity(uuid, text),
-    public.reject_operations(uuid[], text), public.fail_operation(jsonb, text),
+    public.claim_operations(jsonb), public.open_operations(jsonb),
+    public.close_operations(jsonb, uuid[], uuid[], text), public.fail_operation(jsonb, text),
     public.forget_failed_operation(uuid), public.prune_operations(interval, integer)
     TO app_writer;
 GRANT EXECUTE ON FUNCTION public.operation_status(uuid) TO app_reader;

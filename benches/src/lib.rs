@@ -1,5 +1,6 @@
-//! What the micro benches and the end-to-end bench share: sample rows as PostgreSQL sends them, and
-//! the steps of the hot path, one by one.
+//! What the benches share: sample rows as PostgreSQL sends them, the steps of the hot path, one by one, and what
+//! processes have used.
 
 pub mod sample;
 pub mod steps;
+pub mod usage;

@@ -4,17 +4,27 @@
 //! listener. What must hold: every wait is bounded or can be ended by [`shutdown::Shutdown`], and no secret is printed.
 #![warn(missing_docs)]
 
+#[cfg(feature = "web")]
+pub mod access;
 pub mod backoff;
+#[cfg(feature = "nats")]
+pub mod bucket;
+#[cfg(feature = "flags")]
+pub mod flags;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "jwt")]
 pub mod jwt;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(any(feature = "http", feature = "nats"))]
 mod percent;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "web")]
+pub mod problem;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

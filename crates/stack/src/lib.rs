@@ -39,10 +39,11 @@ pub use program::Program;
 pub use relay::{Direction, Relay};
 pub use rustix::process::Signal;
 pub use server::nats::Nats;
+pub use server::nginx::Nginx;
 pub use server::postgres::Postgres;
 pub use server::redis::Redis;
 pub use server::{Server, StartError};
-pub use workspace::{bridge_binary, build_binary};
+pub use workspace::{binary, bridge_binary, build_binaries, build_binary};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -162,6 +163,11 @@ impl Stack {
             .unwrap_or_else(PoisonError::into_inner)
             .push(port);
         number
+    }
+
+    /// An nginx with this configuration, which must listen on 127.0.0.1 and `port`. It stops when it is dropped.
+    pub fn nginx(&self, config: &str, port: u16) -> Result<Nginx, Error> {
+        Nginx::boot(self, config, port)
     }
 
     /// A program to run beside the servers, its output captured in this stack's directory.

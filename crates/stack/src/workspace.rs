@@ -26,20 +26,38 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// The `bridge` binary of the profile this program was built with: beside the running executable
-/// if it is there, else built now. It may be older than the sources; [`build_binary`] is not.
+/// The `bridge` binary, as [`binary`] finds it.
 pub fn bridge_binary() -> io::Result<PathBuf> {
-    let beside = profile_directory()?.join("bridge");
+    binary("bridge")
+}
+
+/// The binary of a package of that name, of the profile this program was built with: beside the
+/// running executable if it is there, else built now. It may be older than the sources;
+/// [`build_binary`] is not.
+pub fn binary(package: &str) -> io::Result<PathBuf> {
+    let beside = profile_directory()?.join(package);
     if beside.is_file() {
         Ok(beside)
     } else {
-        build_binary("bridge", "bridge")
+        build_binary(package, package)
     }
 }
 
 /// `cargo build` of one binary in the profile this program was built with; its progress goes to
 /// stderr.
 pub fn build_binary(package: &str, binary: &str) -> io::Result<PathBuf> {
+    build(&[package], &[binary])?;
+    Ok(profile_directory()?.join(binary))
+}
+
+/// The same for several packages whose binaries have their names, in one go.
+pub fn build_binaries(packages: &[&str]) -> io::Result<Vec<PathBuf>> {
+    build(packages, packages)?;
+    let directory = profile_directory()?;
+    Ok(packages.iter().map(|name| directory.join(name)).collect())
+}
+
+fn build(packages: &[&str], binaries: &[&str]) -> io::Result<()> {
     let directory = profile_directory()?;
     let profile = match directory.file_name().and_then(|name| name.to_str()) {
         None | Some("debug") => "dev",
@@ -47,23 +65,18 @@ pub fn build_binary(package: &str, binary: &str) -> io::Result<PathBuf> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args([
-            "build",
-            "--package",
-            package,
-            "--bin",
-            binary,
-            "--profile",
-            profile,
-        ])
+        .args(["build", "--profile", profile])
+        .args(packages.iter().flat_map(|name| ["--package", name]))
+        .args(binaries.iter().flat_map(|name| ["--bin", name]))
         .current_dir(root())
         .status()?;
-    if !status.success() {
-        return Err(io::Error::other(format!(
-            "cargo build --package {package} failed ({status})"
-        )));
+    if status.success() {
+        return Ok(());
     }
-    Ok(directory.join(binary))
+    let packages = packages.join(", ");
+    Err(io::Error::other(format!(
+        "cargo build of {packages} failed ({status})"
+    )))
 }
 
 /// `target/debug` for `target/debug/demo` and for `target/debug/deps/it-0123` alike.

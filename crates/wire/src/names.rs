@@ -33,6 +33,8 @@ pub const DEAD_LETTER_SUBJECTS: &str = "writes_dlq.>";
 pub const USERS_UPDATE: &str = "users.update";
 /// Where version records are broadcast.
 pub const USERS_BROADCAST: &str = "users.broadcast";
+/// Every question for what became of a write.
+pub const OPERATION_STATUS_SUBJECTS: &str = "operations.status.*";
 /// Every cancel request.
 pub const CANCEL_SUBJECTS: &str = "snapshot.cancel.*";
 
@@ -40,6 +42,8 @@ pub const CANCEL_SUBJECTS: &str = "snapshot.cancel.*";
 pub const BUCKET_SCHEMAS: &str = "schemas";
 /// KV bucket of the bridges' checkpoints, key = slot.
 pub const BUCKET_BRIDGE_STATE: &str = "bridge_state";
+/// KV bucket of the idempotency keys that were used, key = operation id.
+pub const BUCKET_OPERATIONS: &str = "operations";
 /// Object Store bucket of the events too large for a message.
 pub const BUCKET_OVERSIZE: &str = "oversize";
 
@@ -50,12 +54,17 @@ pub const ROLE_APP_READER: &str = "app_reader";
 /// PostgreSQL role whose INSERT, UPDATE and DELETE grants decide what the services write.
 pub const ROLE_APP_WRITER: &str = "app_writer";
 
+/// Table of schema `public` in which the processor keeps what became of each write.
+pub const TABLE_WRITE_OPERATIONS: &str = "write_operations";
+
 /// Header with the message id, in publish mode `msg-id`.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
 /// Header with the stream sequence the message expects to follow.
 pub const HEADER_EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
 /// Header with the sequence the message expects to follow on its own subjects.
 pub const HEADER_EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+/// Header with the W3C trace context of the request a write command came from.
+pub const HEADER_TRACEPARENT: &str = "traceparent";
 /// Header naming the compression of a payload: `zstd`, `lz4` or `gzip`; absent when none.
 pub const HEADER_CONTENT_ENCODING: &str = "Content-Encoding";
 
@@ -164,6 +173,27 @@ pub fn parse_writes(subject: &str) -> Option<(String, String, String)> {
     Some((schema, table, unescape_token(operation_id).ok()?))
 }
 
+/// Where is asked what became of a write: a core NATS request, answered with the `OperationStatus` by those who know.
+pub fn operation_status(operation_id: &str) -> String {
+    format!("operations.status.{}", escape_token(operation_id))
+}
+
+/// Operation id of such a question's subject.
+pub fn parse_operation_status(subject: &str) -> Option<String> {
+    let token = subject.strip_prefix("operations.status.")?;
+    unescape_token(token).ok()
+}
+
+/// Stream of a KV bucket.
+pub fn kv_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// Subject of a key in a KV bucket.
+pub fn kv_subject(bucket: &str, key: &str) -> String {
+    format!("$KV.{bucket}.{key}")
+}
+
 /// One write command that could not be applied.
 pub fn dead_letter(schema: &str, table: &str, operation_id: &str) -> String {
     format!(
@@ -253,6 +283,15 @@ mod tests {
             dead_letter("public", "users", "7d1e"),
             "writes_dlq.users.7d1e"
         );
+    }
+
+    #[test]
+    fn a_question_for_an_outcome_leads_back_to_the_operation() {
+        let subject = operation_status("7d1e");
+
+        assert_eq!(subject, "operations.status.7d1e");
+        assert_eq!(parse_operation_status(&subject), Some("7d1e".to_owned()));
+        assert_eq!(parse_operation_status("operations.7d1e"), None);
     }
 
     #[test]

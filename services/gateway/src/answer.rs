@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use wire::command::{OperationStatus, Status};
 
+use crate::Problem;
 use crate::intake::{Accepted, Refused};
 use crate::prefer;
-use crate::problem::Problem;
 use crate::write::Refusal;
 
 /// 202: the write is in the queue.

@@ -2,47 +2,31 @@
 //!
 //! In: the command line. Out: typed values. What must hold: without a key for tokens the gateway listens on loopback only.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 
 use clap::Parser;
-use daemon::nats::{self, NatsOptions};
+use daemon::flags;
 use daemon::telemetry::LogFormat;
 use daemon::units;
 
-use crate::access::Access;
 use crate::streams::Limits;
 
 /// Takes writes over HTTP into JetStream.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gateway", version, about)]
 pub struct Config {
-    /// NATS servers, separated by commas.
-    #[arg(
-        long,
-        env = "NATS_URL",
-        default_value = "nats://localhost:4222",
-        hide_env_values = true
-    )]
-    pub nats_url: String,
-    /// Credentials file for NATS.
-    #[arg(long, env = "NATS_CREDS")]
-    pub nats_creds: Option<PathBuf>,
+    /// Where NATS is.
+    #[command(flatten)]
+    pub nats: flags::Nats,
     /// Address to listen on. Any but loopback needs --jwt-key-file.
-    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = host)]
+    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = flags::host)]
     pub host: IpAddr,
     /// Port to listen on.
     #[arg(long, env = "PORT", default_value_t = 3000)]
     pub port: u16,
-    /// File with a PEM public key, a JWK set or a shared secret: every request then needs a token.
-    #[arg(long, env = "JWT_KEY_FILE")]
-    pub jwt_key_file: Option<PathBuf>,
-    /// Issuer that tokens must name.
-    #[arg(long, env = "JWT_ISSUER", requires = "jwt_key_file")]
-    pub jwt_issuer: Option<String>,
-    /// Audience that tokens must name.
-    #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_key_file")]
-    pub jwt_audience: Option<String>,
+    /// Who may come in.
+    #[command(flatten)]
+    pub tokens: flags::Tokens,
     /// Requests a second for each principal; 0 is no limit. Without tokens there is one principal.
     #[arg(long, env = "RATE_LIMIT")]
     pub rate_limit: Option<u32>,
@@ -72,17 +56,12 @@ pub struct Config {
 /// The values make no sense together.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Strangers could write.
-    #[error(
-        "without tokens the gateway listens on loopback only: give --jwt-key-file, or --host 127.0.0.1"
-    )]
-    Open,
-    /// The key cannot be used.
+    /// Nobody can be let in like this.
     #[error(transparent)]
-    Jwt(#[from] daemon::jwt::LoadError),
+    Access(#[from] flags::AccessError),
     /// NATS cannot be named like this.
     #[error(transparent)]
-    Nats(#[from] nats::Error),
+    Nats(#[from] daemon::nats::Error),
     /// The CDC prefix makes no subject.
     #[error("--cdc-prefix: {0}")]
     CdcPrefix(#[from] wire::subject::PatternError),
@@ -92,29 +71,6 @@ pub enum Error {
 const RATE_LIMIT: u32 = 500;
 
 impl Config {
-    /// Who may come in. Reads the key file.
-    pub fn access(&self) -> Result<Access, Error> {
-        match &self.jwt_key_file {
-            Some(path) => {
-                let verifier = daemon::jwt::Verifier::from_file(path)?;
-                let (issuer, audience) = (self.jwt_issuer.clone(), self.jwt_audience.clone());
-                Ok(Access::Token(verifier.expecting(issuer, audience)))
-            }
-            None if self.host.is_loopback() => Ok(Access::Local),
-            None => Err(Error::Open),
-        }
-    }
-
-    /// Where NATS is.
-    pub fn nats(&self) -> Result<NatsOptions, Error> {
-        let settings = nats::Settings {
-            url: Some(&self.nats_url),
-            credentials: self.nats_creds.as_deref(),
-            ..nats::Settings::default()
-        };
-        Ok(NatsOptions::new(settings)?)
-    }
-
     /// How large the streams may grow.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -126,7 +82,7 @@ impl Config {
 
     /// Requests a second for each principal; None is no limit.
     pub fn rate_limit_per_s(&self) -> Option<u32> {
-        let default = if self.jwt_key_file.is_some() {
+        let default = if self.tokens.jwt_key_file.is_some() {
             RATE_LIMIT
         } else {
             0
@@ -141,37 +97,12 @@ impl Config {
     }
 }
 
-fn host(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
-        _ => text
-            .parse()
-            .map_err(|_| "must be an IP address or localhost".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config(flags: &[&str]) -> Config {
         Config::try_parse_from([&["gateway"], flags].concat()).unwrap()
-    }
-
-    #[test]
-    fn strangers_are_kept_out_without_a_key() {
-        assert!(matches!(
-            config(&["--host", "0.0.0.0"]).access(),
-            Err(Error::Open)
-        ));
-        assert!(matches!(
-            config(&["--host", "localhost"]).access(),
-            Ok(Access::Local)
-        ));
-        assert!(matches!(
-            config(&["--host", "::1"]).access(),
-            Ok(Access::Local)
-        ));
     }
 
     #[test]

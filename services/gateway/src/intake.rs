@@ -20,16 +20,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use wire::Message;
 use wire::command::WriteCommand;
-use wire::names::{self, STREAM_WRITES};
+use wire::names::{self, BUCKET_OPERATIONS, HEADER_TRACEPARENT, STREAM_WRITES, kv_stream};
 
 use crate::backlog::{Backlog, Sample};
 use crate::breaker::Breaker;
-use crate::streams::{STREAM_OPERATIONS, operation_subject};
+use crate::streams::operation_subject;
 
 /// JetStream must acknowledge within this.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Header with the W3C trace context.
-pub const HEADER_TRACEPARENT: &str = "traceparent";
 
 /// Accepts commands.
 #[derive(Debug)]
@@ -244,7 +242,10 @@ impl Intake {
                 source,
             })
         };
-        let stream = self.context.get_stream_no_info(STREAM_OPERATIONS).await;
+        let stream = self
+            .context
+            .get_stream_no_info(kv_stream(BUCKET_OPERATIONS))
+            .await;
         let stream = stream.map_err(|error| failed(error.into()))?;
         let subject = operation_subject(operation_id);
         match stream.direct_get_last_for_subject(subject).await {

@@ -5,7 +5,6 @@
 //! table's shape; PostgreSQL and the processor need not be there.
 
 // In: who asks for what.
-pub mod access;
 pub mod idempotency;
 pub mod prefer;
 pub mod rate_limit;
@@ -16,7 +15,6 @@ pub mod trace;
 // Does it fit the table?
 pub mod column_type;
 pub mod date;
-pub mod schemas;
 pub mod sent;
 pub mod write;
 
@@ -29,7 +27,6 @@ pub mod streams;
 // Out: what became of it.
 pub mod answer;
 pub mod outcome;
-pub mod problem;
 
 // Beside the road.
 pub mod config;
@@ -42,23 +39,38 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
+use async_nats::jetstream::kv::Entry;
 use async_nats::jetstream::stream::State;
 use daemon::backoff::{self, Backoff};
+use daemon::bucket::Bucket;
 use daemon::http::{ListenError, listen, serve_connections};
 use daemon::nats::FirstConnect;
 use daemon::shutdown::Shutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use wire::names::{BUCKET_SCHEMAS, TABLE_WRITE_OPERATIONS};
+use wire::schema::Schema;
+use wire::{DecodeError, Message};
 
 use crate::backlog::Sample;
 use crate::config::Config;
 use crate::intake::{ACK_TIMEOUT, Intake};
 use crate::metrics::Metrics;
-use crate::outcome::{OPERATIONS_TABLE, Outcomes};
+use crate::outcome::Outcomes;
 use crate::rate_limit::RateLimit;
 use crate::routes::Gateway;
-use crate::schemas::Schemas;
 use crate::streams::Limits;
+
+/// The gateway, as its problems name it.
+#[derive(Debug)]
+pub enum Name {}
+
+impl daemon::problem::Service for Name {
+    const URN: &'static str = "urn:gateway";
+}
+
+/// One error, as clients read it.
+pub type Problem = daemon::problem::Problem<Name>;
 
 /// The gateway does not come up.
 #[derive(Debug, thiserror::Error)]
@@ -88,9 +100,12 @@ pub struct Server {
 impl Server {
     /// Opens the port. NATS need not be there yet: until it is, writes are answered 503.
     pub async fn bind(config: &Config, shutdown: Shutdown) -> Result<Self, Error> {
-        let access = config.access()?;
-        let outcomes_subject = config.cdc_filter(OPERATIONS_TABLE)?;
-        let nats = config.nats()?;
+        let access = config
+            .tokens
+            .access(config.host)
+            .map_err(config::Error::from)?;
+        let outcomes_subject = config.cdc_filter(TABLE_WRITE_OPERATIONS)?;
+        let nats = config.nats.options()?;
         let listener = listen(config.host, config.port, "--port (PORT)").await?;
         let client = nats.connect("gateway", FirstConnect::Retry).await?;
         let context = ContextBuilder::new()
@@ -101,7 +116,7 @@ impl Server {
             rate_limit: config
                 .rate_limit_per_s()
                 .map(|limit| Mutex::new(RateLimit::new(limit))),
-            schemas: Schemas::default(),
+            schemas: Bucket::default(),
             intake: Intake::new(context.clone(), config.in_flight_max.into()),
             outcomes: Outcomes::default(),
             client,
@@ -140,12 +155,16 @@ impl Server {
         // None of the other three ever ends.
         tokio::select! {
             () = serve_connections(listener, service, connections_max, shutdown) => {}
-            () = schemas::follow(&context, &gateway.schemas) => {}
+            () = gateway.schemas.follow(&context, BUCKET_SCHEMAS, read_schema) => {}
             () = gateway.outcomes.follow(&gateway.client, &outcomes_subject) => {}
             () = keep_streams(&context, limits, &gateway.intake) => {}
         }
         tracing::info!("stopped");
     }
+}
+
+fn read_schema(entry: &Entry) -> Result<Schema, DecodeError> {
+    Schema::decode(&entry.value)
 }
 
 /// Looks at the streams every second and makes the missing ones.

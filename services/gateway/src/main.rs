@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;
         let server = Server::bind(&config, shutdown).await?;
-        tracing::info!(address = %server.local_addr()?, nats = %config.nats()?, "listening");
+        tracing::info!(address = %server.local_addr()?, nats = %config.nats.options()?, "listening");
         server.run().await;
         Ok(())
     })

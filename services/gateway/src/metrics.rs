@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use daemon::metrics;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
 use crate::intake::Intake;
@@ -29,52 +29,39 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new().expect("the names are distinct and well formed")
+        let registry = Registry::new();
+        let counter = |name, help| metrics::keep(&registry, IntCounter::new(name, help));
+        let gauge = |name, help| metrics::keep(&registry, IntGauge::new(name, help));
+        let refused = Opts::new(
+            "gateway_refused_total",
+            "requests refused, by kind of problem",
+        );
+        let buckets = prometheus::exponential_buckets(0.0005, 2.0, 14);
+        let seconds = HistogramOpts::new("gateway_accept_seconds", "time to accept a write")
+            .buckets(buckets.expect("the width is positive"));
+        let drained = Gauge::new("gateway_drained_per_second", "messages leaving the queue");
+        Self {
+            accepted: counter(
+                "gateway_accepted_total",
+                "writes accepted, repeats included",
+            ),
+            repeats: counter("gateway_repeats_total", "writes accepted before"),
+            refused: metrics::keep(&registry, IntCounterVec::new(refused, &["kind"])),
+            seconds: metrics::keep(&registry, Histogram::with_opts(seconds)),
+            in_flight: gauge("gateway_in_flight", "writes that wait for JetStream"),
+            breaker_open: gauge("gateway_breaker_open", "1 unless the breaker is closed"),
+            connected: gauge("gateway_nats_connected", "1 while NATS is connected"),
+            backlog: gauge(
+                "gateway_backlog_messages",
+                "messages in the queue of writes",
+            ),
+            drained: metrics::keep(&registry, drained),
+            registry,
+        }
     }
 }
 
 impl Metrics {
-    fn new() -> prometheus::Result<Self> {
-        let metrics = Self {
-            registry: Registry::new(),
-            accepted: IntCounter::new(
-                "gateway_accepted_total",
-                "writes accepted, repeats included",
-            )?,
-            repeats: IntCounter::new("gateway_repeats_total", "writes accepted before")?,
-            refused: IntCounterVec::new(
-                Opts::new(
-                    "gateway_refused_total",
-                    "requests refused, by kind of problem",
-                ),
-                &["kind"],
-            )?,
-            seconds: Histogram::with_opts(
-                HistogramOpts::new("gateway_accept_seconds", "time to accept a write")
-                    .buckets(prometheus::exponential_buckets(0.0005, 2.0, 14)?),
-            )?,
-            in_flight: IntGauge::new("gateway_in_flight", "writes that wait for JetStream")?,
-            breaker_open: IntGauge::new("gateway_breaker_open", "1 unless the breaker is closed")?,
-            connected: IntGauge::new("gateway_nats_connected", "1 while NATS is connected")?,
-            backlog: IntGauge::new(
-                "gateway_backlog_messages",
-                "messages in the queue of writes",
-            )?,
-            drained: Gauge::new("gateway_drained_per_second", "messages leaving the queue")?,
-        };
-        let registry = &metrics.registry;
-        registry.register(Box::new(metrics.accepted.clone()))?;
-        registry.register(Box::new(metrics.repeats.clone()))?;
-        registry.register(Box::new(metrics.refused.clone()))?;
-        registry.register(Box::new(metrics.seconds.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.breaker_open.clone()))?;
-        registry.register(Box::new(metrics.connected.clone()))?;
-        registry.register(Box::new(metrics.backlog.clone()))?;
-        registry.register(Box::new(metrics.drained.clone()))?;
-        Ok(metrics)
-    }
-
     /// A write is in the queue.
     pub fn accepted(&self, took: Duration, is_repeat: bool) {
         self.accepted.inc();
@@ -88,7 +75,7 @@ impl Metrics {
     }
 
     /// All metrics in Prometheus' text format.
-    pub fn text(&self, intake: &Intake) -> String {
+    pub fn text(&self, intake: &Intake) -> Vec<u8> {
         let (messages, drained_per_s) = intake.backlog_size();
         self.in_flight.set(intake.in_flight() as i64);
         self.breaker_open
@@ -96,10 +83,6 @@ impl Metrics {
         self.connected.set(intake.is_connected().into());
         self.backlog.set(messages as i64);
         self.drained.set(drained_per_s);
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("a Vec takes every write, and no family is empty");
-        String::from_utf8(text).expect("our names and labels are ASCII")
+        metrics::text(&self.registry)
     }
 }

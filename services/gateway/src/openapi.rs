@@ -3,6 +3,7 @@
 //! In: the tables. Out: a document. What must hold: it offers what the privileges allow and nothing else, so that a table
 //! added by a migration is documented without a release.
 
+use daemon::bucket::Values;
 use serde_json::{Map, Value, json};
 use wire::names::{self, PUBLIC};
 use wire::schema::{Column, Privilege, Schema};
@@ -10,11 +11,10 @@ use wire::schema::{Column, Privilege, Schema};
 use crate::column_type::ColumnType;
 use crate::idempotency::KEY_BYTES_MAX;
 use crate::prefer::WAIT_MAX;
-use crate::schemas::Tables;
 use crate::write::{is_derived_key, is_granted, is_writable};
 
 /// The document for `tables`.
-pub fn document(tables: &Tables, needs_token: bool) -> Value {
+pub fn document(tables: &Values<Schema>, needs_token: bool) -> Value {
     let mut sorted: Vec<&Schema> = tables.values().map(AsRef::as_ref).collect();
     sorted.sort_by(|a, b| a.schema.cmp(&b.schema));
     let mut paths = Map::new();

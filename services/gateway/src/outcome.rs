@@ -4,8 +4,11 @@
 //! What must hold: nobody waits past their deadline, and nothing is listened to while nobody waits.
 //!
 //! The gateway reads no database: the outcome comes the same way as every other change, through the CDC stream. An
-//! outcome from before the request does not come again, so it is also asked for on [`STATUS_SUBJECT`]; nobody has to
+//! outcome from before the request does not come again, so it is also asked for on [`names::operation_status`]; nobody has to
 //! answer there.
+//!
+//! PostgreSQL: a commit is in the WAL, and so in the stream, a moment before others see it. A completed write is told when
+//! somebody who reads the database has seen it, so that a read behind the answer cannot miss it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,17 +19,17 @@ use futures_util::StreamExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use wire::command::{OperationError, OperationStatus, Status};
+use wire::names::{self, TABLE_WRITE_OPERATIONS};
 use wire::{Event, Message, Operation, Value};
-
-/// A core NATS request to `{STATUS_SUBJECT}.{operation_id}` is answered with the `OperationStatus`, by those who know.
-pub const STATUS_SUBJECT: &str = "operations.status";
-/// The table that the processor keeps the outcomes in.
-pub const OPERATIONS_TABLE: &str = "write_operations";
 
 /// Requests that may wait at a time; more are answered `pending` at once.
 const WAITERS_MAX: usize = 10_000;
 /// How often a waiting request asks.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How long a completed write may stay unseen; only a server that waits for a standby takes that long.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often to look whether it is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The subscription is kept for so long after the last request that waited.
 const IDLE: Duration = Duration::from_secs(5);
 /// How long a request waits for the subscription.
@@ -134,7 +137,7 @@ impl Waiter {
                 tokio::time::sleep(ASK_EVERY).await;
             }
             loop {
-                if let Some(status) = ask(client, &operation_id).await {
+                if let Ok(Some(status)) = ask(client, &operation_id).await {
                     break status;
                 }
                 tokio::time::sleep(ASK_EVERY).await;
@@ -146,6 +149,11 @@ impl Waiter {
                 // The sender lives until the last waiter leaves the map.
                 Err(_) => None,
             }
+        };
+        let heard = async {
+            let heard = heard.await?;
+            let seen = tokio::time::timeout(SEEN_TIMEOUT, seen(client, &heard)).await;
+            Some(seen.ok().flatten().unwrap_or(heard))
         };
         tokio::select! {
             heard = heard => heard,
@@ -174,7 +182,7 @@ impl Shared {
 
     fn found(&self, payload: &[u8]) {
         let Ok(event) = Event::decode(payload) else {
-            return tracing::warn!("a change of {OPERATIONS_TABLE} cannot be read");
+            return tracing::warn!("a change of {TABLE_WRITE_OPERATIONS} cannot be read");
         };
         let Some(status) = status(&event) else { return };
         if let Some(sender) = self.waiting().get(&status.operation_id) {
@@ -183,11 +191,31 @@ impl Shared {
     }
 }
 
-async fn ask(client: &Client, operation_id: &str) -> Option<OperationStatus> {
-    let request = client.request(format!("{STATUS_SUBJECT}.{operation_id}"), "".into());
-    let answer = tokio::time::timeout(ASK_EVERY, request).await.ok()?.ok()?;
-    let status = OperationStatus::decode(&answer.payload).ok()?;
-    (status.operation_id == operation_id && status.status != Status::Pending).then_some(status)
+/// The status once it is visible in the database; None when nobody can say.
+async fn seen(client: &Client, heard: &OperationStatus) -> Option<OperationStatus> {
+    if heard.status != Status::Completed {
+        return None;
+    }
+    loop {
+        match ask(client, &heard.operation_id).await {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(_) => return None,
+        }
+    }
+}
+
+/// The final status, if there is one. Fails when nobody answers.
+async fn ask(
+    client: &Client,
+    operation_id: &str,
+) -> Result<Option<OperationStatus>, async_nats::RequestError> {
+    let subject = names::operation_status(operation_id);
+    let request = async_nats::Request::new().timeout(Some(ASK_EVERY));
+    let answer = client.send_request(subject, request).await?;
+    let status = OperationStatus::decode(&answer.payload).ok();
+    Ok(status
+        .filter(|status| status.operation_id == operation_id && status.status != Status::Pending))
 }
 
 /// The final status that a row of `write_operations` shows.
@@ -213,7 +241,10 @@ fn status(event: &Event) -> Option<OperationStatus> {
         status,
         error: text("error").map(error),
         table: text("entity_table").map(str::to_owned),
-        entity_id: text("entity_id").map(str::to_owned),
+        // A key that is no UUID stands in `entity_key` only; older processors wrote `entity_id` only.
+        entity_id: text("entity_key")
+            .or_else(|| text("entity_id"))
+            .map(str::to_owned),
         lsn: (status == Status::Completed).then_some(event.commit_lsn),
         accepted_at: None,
         completed_at: text("completed_at").map(str::to_owned),
@@ -254,6 +285,20 @@ mod tests {
         assert_eq!(completed.lsn, Some(Lsn(0x2A)));
 
         assert_eq!(status(&event("pending", Value::Null)), None);
+    }
+
+    #[test]
+    fn an_outcome_names_its_row_whatever_the_key_s_type() {
+        let named = |name: &str, key: &str| {
+            let mut event = event("completed", Value::Null);
+            event
+                .columns
+                .push(Column::new(name, Value::Text(key.to_owned())));
+            status(&event).unwrap().entity_id
+        };
+
+        assert_eq!(named("entity_key", "42").as_deref(), Some("42"));
+        assert_eq!(named("entity_id", "5f1c").as_deref(), Some("5f1c"));
     }
 
     #[test]

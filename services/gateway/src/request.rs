@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use wire::names;
 use wire::schema::Schema;
 
-use crate::problem::Problem;
+use crate::Problem;
 use crate::write::{self, Extent, Refusal, Write};
 
 /// Largest request body.

@@ -13,15 +13,18 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use daemon::access::Access;
+use daemon::bucket::Bucket;
 use daemon::jwt::Claims;
 use daemon::shutdown::Shutdown;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use wire::command::{OperationStatus, WriteCommand};
+use wire::names::{HEADER_TRACEPARENT, schema_key};
 use wire::schema::Schema;
 
-use crate::access::Access;
+use crate::Problem;
 use crate::answer;
 use crate::idempotency::{fingerprint, operation_id};
 use crate::intake::{Accepted, Intake};
@@ -29,10 +32,8 @@ use crate::metrics::Metrics;
 use crate::openapi;
 use crate::outcome::{Outcomes, Waiter};
 use crate::prefer;
-use crate::problem::Problem;
 use crate::rate_limit::RateLimit;
 use crate::request::{self, HEALTH, METRICS, OPENAPI, Target};
-use crate::schemas::Schemas;
 use crate::trace::traceparent;
 use crate::write::Write;
 
@@ -44,7 +45,7 @@ pub struct Gateway {
     /// How often; None is no limit.
     pub rate_limit: Option<Mutex<RateLimit>>,
     /// The tables.
-    pub schemas: Schemas,
+    pub schemas: Bucket<Schema>,
     /// Where writes go.
     pub intake: Intake,
     /// Who waits for an outcome.
@@ -70,7 +71,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let intake = &gateway.intake;
     let (backlog, drained_per_s) = intake.backlog_size();
-    let tables = gateway.schemas.tables().map(|tables| tables.len());
+    let tables = gateway.schemas.values().map(|tables| tables.len());
     let is_ok = intake.is_connected()
         && intake.has_queue()
         && intake.breaker_name() != "open"
@@ -103,7 +104,7 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
-    let tables = gateway.schemas.tables().unwrap_or_default();
+    let tables = gateway.schemas.values().unwrap_or_default();
     let needs_token = matches!(gateway.access, Access::Token(_));
     answer::json_response(StatusCode::OK, &openapi::document(&tables, needs_token))
 }
@@ -160,7 +161,7 @@ impl Gateway {
         let entity_id = command.entity_id.clone();
         let trace = head
             .headers
-            .get("traceparent")
+            .get(HEADER_TRACEPARENT)
             .and_then(|value| value.to_str().ok());
         let accepted = self
             .intake
@@ -198,7 +199,7 @@ impl Gateway {
     }
 
     fn schema(&self, target: &Target<'_>) -> Result<Arc<Schema>, Problem> {
-        if self.schemas.tables().is_none() {
+        if self.schemas.values().is_none() {
             let detail = "the tables are not known yet: the bridge publishes them to NATS";
             return Err(Problem::unavailable(
                 "no-schemas",
@@ -206,7 +207,9 @@ impl Gateway {
                 Duration::from_secs(1),
             ));
         }
-        let table = self.schemas.table(&target.schema, &target.table);
+        let table = self
+            .schemas
+            .value(&schema_key(&target.schema, &target.table));
         table.ok_or_else(|| target.no_table())
     }
 

@@ -9,12 +9,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, State, StorageType};
 use daemon::nats;
-use wire::names::{STREAM_WRITES, WRITE_SUBJECTS};
-
-/// KV bucket of the keys that were used, key = operation id.
-pub const BUCKET_OPERATIONS: &str = "operations";
-/// The bucket's stream.
-pub const STREAM_OPERATIONS: &str = "KV_operations";
+use wire::names::{BUCKET_OPERATIONS, STREAM_WRITES, WRITE_SUBJECTS, kv_subject};
 
 /// A repeat of a message is dropped within this. Enough for a publish whose ack was lost; the long memory is the bucket,
 /// because the server's costs it some 200 bytes of RAM a message.
@@ -35,7 +30,7 @@ pub struct Limits {
 
 /// Subject of an operation in the bucket.
 pub fn operation_subject(operation_id: &str) -> String {
-    format!("$KV.{BUCKET_OPERATIONS}.{operation_id}")
+    kv_subject(BUCKET_OPERATIONS, operation_id)
 }
 
 /// Makes the streams that are missing; existing ones keep their limits. The state of the queue.

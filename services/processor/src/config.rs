@@ -4,14 +4,11 @@
 //! Invariant: an outcome is kept longer than a message can stay in `WRITES`, or a late repeat would
 //! be applied again.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use daemon::nats::{self, NatsOptions};
-use daemon::postgres::{self, PostgresOptions};
-use daemon::secret::Secret;
+use daemon::flags;
 use daemon::telemetry::LogFormat;
 use daemon::units;
 
@@ -19,7 +16,12 @@ use crate::worker::Limits;
 
 /// Applies the writes in JetStream to PostgreSQL, each exactly once and in order.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "processor", version, about)]
+#[command(
+    name = "processor",
+    version,
+    about,
+    after_help = "The user of --pg-url must be a member of role app_writer."
+)]
 pub struct Config {
     /// What to do; without a command it processes writes.
     #[command(subcommand)]
@@ -28,7 +30,7 @@ pub struct Config {
     #[command(flatten)]
     pub connections: Connections,
     /// Address to listen on for /health and /metrics.
-    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = host)]
+    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = flags::host)]
     pub host: IpAddr,
     /// Port to listen on for /health and /metrics.
     #[arg(long, env = "PORT", default_value_t = 3002)]
@@ -53,22 +55,12 @@ pub struct Config {
 /// Where the servers are.
 #[derive(Debug, Clone, Args)]
 pub struct Connections {
-    /// NATS servers, separated by commas.
-    #[arg(
-        long,
-        env = "NATS_URL",
-        default_value = "nats://localhost:4222",
-        hide_env_values = true,
-        global = true
-    )]
-    pub nats_url: String,
-    /// Credentials file for NATS.
-    #[arg(long, env = "NATS_CREDS", global = true)]
-    pub nats_creds: Option<PathBuf>,
-    /// PostgreSQL as a URL; PG_HOST, PG_PORT, PG_USER, PG_PASSWORD and PG_DB are read without it. The
-    /// user must be a member of app_writer.
-    #[arg(long = "pg-url", env = "DATABASE_URL", hide_env_values = true, global = true, value_parser = secret)]
-    pub pg_url: Option<Secret>,
+    /// Where NATS is.
+    #[command(flatten)]
+    pub nats: flags::Nats,
+    /// Where PostgreSQL is.
+    #[command(flatten)]
+    pub postgres: flags::Postgres,
 }
 
 /// What else it can do.
@@ -112,42 +104,6 @@ impl Config {
             parent_patience: self.parent_patience,
         }
     }
-}
-
-impl Connections {
-    /// Where NATS is.
-    pub fn nats(&self) -> Result<NatsOptions, nats::Error> {
-        NatsOptions::new(nats::Settings {
-            url: Some(&self.nats_url),
-            credentials: self.nats_creds.as_deref(),
-            ..nats::Settings::default()
-        })
-    }
-
-    /// Where PostgreSQL is.
-    pub fn postgres(&self) -> Result<PostgresOptions, postgres::Error> {
-        match &self.pg_url {
-            Some(url) => PostgresOptions::new(postgres::Settings {
-                url: Some(url),
-                ..postgres::Settings::default()
-            }),
-            None => PostgresOptions::from_env(),
-        }
-    }
-}
-
-fn host(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
-        _ => text
-            .parse()
-            .map_err(|_| "must be an IP address or localhost".to_owned()),
-    }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "clap asks for a Result")]
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::from(text))
 }
 
 #[cfg(test)]

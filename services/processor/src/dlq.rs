@@ -31,7 +31,8 @@ pub async fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let client = connections
-        .nats()?
+        .nats
+        .options()?
         .connect("processor dlq", FirstConnect::MustSucceed)
         .await?;
     let jetstream = jetstream::new(client);
@@ -44,7 +45,7 @@ pub async fn run(
             }
         }
         DlqAction::Replay(selection) => {
-            let postgres = connections.postgres()?;
+            let postgres = connections.postgres.options()?;
             let session = Session::open(&postgres, "processor dlq").await?;
             for letter in chosen(&letters, selection)? {
                 replay(letter, &session, &jetstream)
@@ -135,8 +136,8 @@ async fn replay(
         bail!("the operation was completed; drop the letter");
     }
     let mut message = PublishMessage::build().payload(letter.payload.clone());
-    if let Some(traceparent) = letter.headers.get("traceparent") {
-        message = message.header("traceparent", traceparent.as_str());
+    if let Some(traceparent) = letter.headers.get(wire::names::HEADER_TRACEPARENT) {
+        message = message.header(wire::names::HEADER_TRACEPARENT, traceparent.as_str());
     }
     jetstream
         .send_publish(subject.as_str().to_owned(), message)

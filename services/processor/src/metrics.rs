@@ -3,9 +3,9 @@
 //! In: what the workers did, per batch. Out: the Prometheus text of `/metrics`.
 //! Invariant: one label, the table, and only of tables that have a consumer.
 
+use daemon::metrics;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// The numbers; clones are the same.
@@ -29,45 +29,29 @@ pub struct Metrics {
     /// 1 while the maintenance session stands.
     pub postgres_up: IntGauge,
     /// Outcomes deleted for their age.
-    pub pruned: prometheus::IntCounter,
+    pub pruned: IntCounter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
-        let keep = |metric: Box<dyn prometheus::core::Collector>| {
-            registry
-                .register(metric)
-                .expect("each name is registered once");
-        };
         let counter = |name, help| {
             let counter = IntCounterVec::new(Opts::new(name, help), &["table"]);
-            let counter = counter.expect("the names are valid");
-            keep(Box::new(counter.clone()));
-            counter
+            metrics::keep(&registry, counter)
         };
         let gauge = |name, help| {
             let gauge = IntGaugeVec::new(Opts::new(name, help), &["table"]);
-            let gauge = gauge.expect("the names are valid");
-            keep(Box::new(gauge.clone()));
-            gauge
+            metrics::keep(&registry, gauge)
         };
-        let apply_seconds = HistogramVec::new(
+        let apply_seconds =
             HistogramOpts::new("processor_apply_seconds", "Time to apply one batch")
-                .buckets(vec![0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]),
-            &["table"],
-        )
-        .expect("the names are valid");
-        keep(Box::new(apply_seconds.clone()));
-        let postgres_up = IntGauge::new("processor_postgres_up", "PostgreSQL answers")
-            .expect("the name is valid");
-        keep(Box::new(postgres_up.clone()));
-        let pruned = prometheus::IntCounter::new(
+                .buckets(vec![0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
+        let apply_seconds = HistogramVec::new(apply_seconds, &["table"]);
+        let postgres_up = IntGauge::new("processor_postgres_up", "PostgreSQL answers");
+        let pruned = IntCounter::new(
             "processor_operations_pruned_total",
             "Outcomes deleted for their age",
-        )
-        .expect("the name is valid");
-        keep(Box::new(pruned.clone()));
+        );
         Self {
             done_total: counter("processor_done_total", "Writes with an outcome"),
             failed_total: counter("processor_failed_total", "Writes that failed"),
@@ -75,9 +59,9 @@ impl Default for Metrics {
             waits_total: counter("processor_waits_total", "Waits for PostgreSQL"),
             set_aside: gauge("processor_set_aside", "Writes that wait for another row"),
             active: gauge("processor_active", "This processor has the table's lock"),
-            apply_seconds,
-            postgres_up,
-            pruned,
+            apply_seconds: metrics::keep(&registry, apply_seconds),
+            postgres_up: metrics::keep(&registry, postgres_up),
+            pruned: metrics::keep(&registry, pruned),
             registry,
         }
     }
@@ -86,10 +70,6 @@ impl Default for Metrics {
 impl Metrics {
     /// In Prometheus' text format.
     pub fn text(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("a Vec takes every write");
-        text
+        metrics::text(&self.registry)
     }
 }

@@ -52,7 +52,6 @@ pub enum ApplyError {
     Refused(#[from] Refused),
 }
 
-const REJECT: &str = "SELECT public.reject_operations($1::text[]::uuid[], $2::text)";
 /// What policies see of a write without claims. PostgreSQL: once a setting of ours was set locally it is
 /// empty text afterwards, not absent, and empty text is no JSON.
 const NO_CLAIMS: &str = "{}";
@@ -140,20 +139,16 @@ impl Session {
             self.client.execute(&prepared, &[rows, operations]).await?;
             return Ok(0);
         }
-        let missed = self.client.query(&prepared, &[rows, operations]).await?;
-        if missed.is_empty() {
-            return Ok(0);
-        }
-        let missed: Vec<String> = missed.iter().map(|row| row.get(0)).collect();
-        let fault = OperationError {
+        let fault = json(&OperationError {
             code: NOT_FOUND.to_owned(),
             constraint: None,
             message: format!("there is no such row in {}", statement::entity_table(table)),
-        };
-        self.client
-            .query_one(REJECT, &[&missed, &json(&fault)])
+        });
+        let missed = self
+            .client
+            .execute(&prepared, &[rows, operations, &fault])
             .await?;
-        Ok(missed.len() as u64)
+        Ok(missed)
     }
 
     async fn apply_generated(
@@ -161,15 +156,11 @@ impl Session {
         command: &Command,
         table: &Table,
     ) -> Result<(), ApplyError> {
+        const OPEN: &str = "SELECT public.open_operations($1::text::jsonb)";
+        const CLOSE: &str = "SELECT public.close_operations($1::text::jsonb, ARRAY[$2::text::uuid], ARRAY[$2::text::uuid], NULL)";
         let statement = statement::of_generated(command, table)?;
-        let claimed = self
-            .client
-            .query(
-                "SELECT public.claim_operations($1::text::jsonb)",
-                &[&statement.operations],
-            )
-            .await?;
-        if claimed.is_empty() {
+        let open = self.client.query(OPEN, &[&statement.operations]).await?;
+        if open.is_empty() {
             return Ok(());
         }
         let prepared = self.prepare(&statement.text).await?;
@@ -178,11 +169,12 @@ impl Session {
         } else {
             self.client.query_opt(&prepared, &[&statement.rows]).await?
         };
-        if let Some(key) = row.and_then(|row| row.get::<_, Option<String>>(0)) {
-            const NAME: &str = "SELECT public.name_entity($1::text::uuid, $2::text)";
-            let id = command.operation_id.to_string();
-            self.client.query_one(NAME, &[&id, &key]).await?;
-        }
+        let mut operation = statement::operation(command, table);
+        let key = row.and_then(|row| row.get::<_, Option<String>>(0));
+        operation["entity_key"] = key.into();
+        let operations = Value::Array(vec![operation]).to_string();
+        let id = command.operation_id.to_string();
+        self.client.query(CLOSE, &[&operations, &id]).await?;
         Ok(())
     }
 

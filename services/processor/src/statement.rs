@@ -11,7 +11,8 @@ use wire::command::WriteOp;
 use crate::command::{Command, Key};
 use crate::table::{Column, Table, quote};
 
-/// A statement with parameters `$1` (rows) and `$2` (operations), both JSON as text.
+/// A statement with parameters `$1` (rows) and `$2` (operations), both JSON as text. One that looks for its rows also
+/// has `$3`, the error of those that are not there, and returns the operations that it failed with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     /// SQL.
@@ -69,7 +70,7 @@ pub fn of_run(run: &[Command], table: &Table) -> Result<Statement, Refused> {
     })
 }
 
-/// A create whose key PostgreSQL makes, claimed by a statement of its own. The rows returned are the
+/// A create whose key PostgreSQL makes, recorded by a statement of its own. The rows returned are the
 /// key as text.
 pub fn of_generated(command: &Command, table: &Table) -> Result<Statement, Refused> {
     let columns = columns(command, table)?;
@@ -185,15 +186,15 @@ fn update(table: &Table, key: &[&Column], columns: &[&Column]) -> Result<String,
     });
     let (shape, condition) = (shape(key, columns), condition(key));
     Ok(format!(
-        "WITH claimed AS MATERIALIZED ({CLAIM}), changed AS (
+        "WITH {OPEN}, changed AS (
             UPDATE {target} AS old SET {changes}
             FROM jsonb_to_recordset($1::text::jsonb)
                 AS batch(place integer, operation_id uuid, {shape})
-            JOIN claimed USING (operation_id)
+            JOIN open USING (operation_id)
             WHERE {condition}
             RETURNING batch.operation_id
         )
-        {MISSED}"
+        {CLOSE}"
     ))
 }
 
@@ -201,22 +202,25 @@ fn delete(table: &Table, key: &[&Column]) -> String {
     let target = table.quoted();
     let (shape, condition) = (shape(key, &[]), condition(key));
     format!(
-        "WITH claimed AS MATERIALIZED ({CLAIM}), changed AS (
+        "WITH {OPEN}, changed AS (
             DELETE FROM {target} AS old
             USING jsonb_to_recordset($1::text::jsonb)
                 AS batch(place integer, operation_id uuid, {shape})
-            JOIN claimed USING (operation_id)
+            JOIN open USING (operation_id)
             WHERE {condition}
             RETURNING batch.operation_id
         )
-        {MISSED}"
+        {CLOSE}"
     )
 }
 
 const CLAIM: &str = "SELECT public.claim_operations($2::text::jsonb) AS operation_id";
-/// Claimed, but there was no such row.
-const MISSED: &str = "SELECT operation_id::text FROM claimed
-        EXCEPT SELECT operation_id::text FROM changed";
+const OPEN: &str =
+    "open AS MATERIALIZED (SELECT public.open_operations($2::text::jsonb) AS operation_id)";
+/// The outcome is known only behind the change, and must be recorded once: the change stream shows each version.
+const CLOSE: &str = "SELECT public.close_operations($2::text::jsonb,
+            (SELECT array_agg(operation_id) FROM open),
+            (SELECT array_agg(operation_id) FROM changed), $3::text)";
 
 /// `k0 uuid, c0 text, c1 numeric(10,2)`.
 fn shape(key: &[&Column], columns: &[&Column]) -> String {

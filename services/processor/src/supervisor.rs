@@ -62,8 +62,8 @@ pub struct Processor {
 impl Processor {
     /// Checks the configuration and opens the port. The servers need not be there.
     pub async fn bind(config: Config, shutdown: Shutdown) -> Result<Self, Error> {
-        let postgres = config.connections.postgres()?;
-        let nats = config.connections.nats()?;
+        let postgres = config.connections.postgres.options()?;
+        let nats = config.connections.nats.options()?;
         let listener = http::listen(config.host, config.port, "--port (PORT)").await?;
         let client = nats.connect("processor", FirstConnect::Retry).await?;
         tracing::info!(%nats, %postgres, retention = ?config.retention, "starting");

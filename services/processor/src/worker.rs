@@ -276,7 +276,7 @@ impl Shift<'_> {
             let traceparent = message
                 .headers
                 .as_ref()
-                .and_then(|headers| headers.get("traceparent"))
+                .and_then(|headers| headers.get(wire::names::HEADER_TRACEPARENT))
                 .map(async_nats::HeaderValue::as_str);
             let subject = message.subject.as_str();
             let command = Command::read(subject, &message.payload, traceparent, &self.table);

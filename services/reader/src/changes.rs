@@ -97,7 +97,7 @@ fn change(payload: &[u8], id: u64, tables: &[String], schemas: &Schemas) -> Opti
     if !tables.contains(&key) {
         return None;
     }
-    let table = schemas.table(&event.schema, &event.table)?;
+    let table = schemas.value(&key)?;
     if !is_open(&table) {
         return None;
     }

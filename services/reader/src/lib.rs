@@ -12,7 +12,6 @@ pub mod body;
 pub mod query;
 pub mod sql;
 
-pub mod access;
 pub mod cache;
 pub mod changes;
 pub mod database;
@@ -24,7 +23,6 @@ pub mod status;
 pub mod config;
 pub mod metrics;
 pub mod openapi;
-pub mod problem;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +34,7 @@ use daemon::nats::FirstConnect;
 use daemon::shutdown::Shutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use wire::names::{BUCKET_SCHEMAS, PUBLIC, TABLE_WRITE_OPERATIONS};
 
 use crate::cache::Cache;
 use crate::config::Config;
@@ -45,6 +44,17 @@ use crate::metrics::Metrics;
 use crate::routes::Reader;
 use crate::schemas::Schemas;
 use crate::status::{Operations, Waiting};
+
+/// The reader, as its problems name it.
+#[derive(Debug)]
+pub enum Name {}
+
+impl daemon::problem::Service for Name {
+    const URN: &'static str = "urn:reader";
+}
+
+/// One error, as clients read it.
+pub type Problem = daemon::problem::Problem<Name>;
 
 /// The reader does not come up.
 #[derive(Debug, thiserror::Error)]
@@ -71,11 +81,14 @@ pub struct Server {
 impl Server {
     /// Opens the port. None of the servers need be there yet.
     pub async fn bind(config: &Config, shutdown: Shutdown) -> Result<Self, Error> {
-        let access = config.access()?;
+        let access = config
+            .tokens
+            .access(config.host)
+            .map_err(config::Error::from)?;
         let subjects = config.subjects()?;
-        let postgres = config.postgres()?;
+        let postgres = config.postgres.options().map_err(config::Error::from)?;
         let redis = config.redis()?;
-        let nats = config.nats()?;
+        let nats = config.nats.options()?;
         let listener = listen(config.host, config.port, "--port (PORT)").await?;
         let client = nats.connect("reader", FirstConnect::Retry).await?;
         let jetstream = jetstream::new(client.clone());
@@ -108,7 +121,7 @@ impl Server {
         let operations = Operations {
             database: database.clone(),
             jetstream: jetstream.clone(),
-            changes_subject: subjects.filter(wire::names::PUBLIC, "write_operations"),
+            changes_subject: subjects.filter(PUBLIC, TABLE_WRITE_OPERATIONS),
             waiting: Waiting::default(),
         };
         let reader = Arc::new(Reader {
@@ -151,7 +164,7 @@ impl Server {
         // None of the others ever ends.
         tokio::select! {
             () = serve_connections(listener, service, connections_max, shutdown) => {}
-            () = schemas::follow(&reader.jetstream, &reader.schemas) => {}
+            () = reader.schemas.follow(&reader.jetstream, BUCKET_SCHEMAS, schemas::read) => {}
             () = reader.cache.keep_connected() => {}
             () = invalidator.run() => {}
             () = reader.operations.follow(&reader.client) => {}

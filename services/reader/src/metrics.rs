@@ -3,9 +3,8 @@
 //! In: what the handlers and the invalidator did. Out: the Prometheus text of `/metrics`.
 //! Invariant: labels come from short fixed lists, never from a request.
 
-use prometheus::{
-    Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder, core::Collector,
-};
+use daemon::metrics;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The numbers.
 #[derive(Debug)]
@@ -36,10 +35,10 @@ impl Default for Metrics {
         let registry = Registry::new();
         let vector = |name, help, label| {
             let counter = IntCounterVec::new(Opts::new(name, help), &[label]);
-            keep(&registry, counter)
+            metrics::keep(&registry, counter)
         };
-        let counter = |name, help| keep(&registry, IntCounter::new(name, help));
-        let gauge = |name, help| keep(&registry, IntGauge::new(name, help));
+        let counter = |name, help| metrics::keep(&registry, IntCounter::new(name, help));
+        let gauge = |name, help| metrics::keep(&registry, IntGauge::new(name, help));
         Self {
             requests_total: vector("reader_requests_total", "Answers by status", "status"),
             cache_total: vector(
@@ -62,18 +61,6 @@ impl Default for Metrics {
 impl Metrics {
     /// In Prometheus' text format.
     pub fn text(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("a Vec takes every write");
-        text
+        metrics::text(&self.registry)
     }
-}
-
-fn keep<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
-    let metric = metric.expect("the names are valid");
-    registry
-        .register(Box::new(metric.clone()))
-        .expect("each name is registered once");
-    metric
 }

@@ -20,6 +20,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
+use daemon::access::Access;
 use daemon::jwt::Claims;
 use daemon::shutdown::Shutdown;
 use futures_util::{Stream, StreamExt};
@@ -31,14 +32,13 @@ use wire::Lsn;
 use wire::command::Status;
 use wire::names;
 
-use crate::access::Access;
+use crate::Problem;
 use crate::body::write_row;
 use crate::cache::{Answer, Cache, Lookup};
 use crate::changes::{self, Subscription};
 use crate::database::{self, Database};
 use crate::metrics::Metrics;
 use crate::openapi;
-use crate::problem::Problem;
 use crate::query::{self, Query};
 use crate::schemas::{Schemas, Table};
 use crate::sql::{self, Kind};
@@ -125,7 +125,7 @@ async fn health(State(reader): Shared) -> Response {
         (true, true) => "up",
         (true, false) => "down",
     };
-    let tables = reader.schemas.tables().map(|tables| tables.len());
+    let tables = reader.schemas.values().map(|tables| tables.len());
     let is_ok = postgres && nats && redis != "down" && tables.is_some();
     let body = json!({"status": if is_ok { "ok" } else { "degraded" }, "postgres": postgres,
         "redis": redis, "nats": nats, "tables": tables});
@@ -144,7 +144,7 @@ async fn metrics(State(reader): Shared) -> Response {
 }
 
 async fn document(State(reader): Shared) -> Response {
-    let tables = reader.schemas.tables().unwrap_or_default();
+    let tables = reader.schemas.values().unwrap_or_default();
     let needs_token = matches!(reader.access, Access::Token(_));
     json_response(StatusCode::OK, &openapi::document(&tables, needs_token))
 }
@@ -371,7 +371,7 @@ impl Reader {
 
     fn table(&self, path: &str) -> Result<Arc<Table>, Problem> {
         let unknown = || Problem::not_found(format!("there is no table {path}"));
-        if self.schemas.tables().is_none() {
+        if self.schemas.values().is_none() {
             let detail = "the tables are not known yet";
             return Err(Problem::unavailable(
                 "schemas",
@@ -380,7 +380,10 @@ impl Reader {
             ));
         }
         let (schema, name) = names::parse_table_path(path).ok_or_else(unknown)?;
-        let table = self.schemas.table(&schema, &name).ok_or_else(unknown)?;
+        let table = self
+            .schemas
+            .value(&names::schema_key(&schema, &name))
+            .ok_or_else(unknown)?;
         if query::readable(&table.schema).is_empty() {
             let qualified = &table.schema.schema;
             let detail = format!(

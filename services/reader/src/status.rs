@@ -64,8 +64,6 @@ pub struct Waiter<'a> {
     changed: watch::Receiver<()>,
 }
 
-/// Core NATS requests on `operations.status.{operation_id}` are answered with the status.
-pub const REQUESTS: &str = "operations.status.*";
 /// Requests that wait are woken by change events; where those do not come, they look this often.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -160,8 +158,10 @@ impl Operations {
 
     /// What the gateway remembers of an accepted key, for the moment before it is queued.
     async fn remembered(&self, id: Uuid) -> Result<Option<Operation>, Error> {
-        let stream = self.stream("KV_operations").await?;
-        let subject = format!("$KV.operations.{id}");
+        let stream = self
+            .stream(&names::kv_stream(names::BUCKET_OPERATIONS))
+            .await?;
+        let subject = names::kv_subject(names::BUCKET_OPERATIONS, &id.to_string());
         match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => Ok(OperationStatus::decode(&message.payload)
                 .ok()
@@ -197,7 +197,9 @@ impl Operations {
     /// Answers status requests over NATS, for ever. One reader of many answers each.
     pub async fn answer(&self, client: &Client) {
         loop {
-            let requests = client.queue_subscribe(REQUESTS, "reader".to_owned()).await;
+            let requests = client
+                .queue_subscribe(names::OPERATION_STATUS_SUBJECTS, "reader".to_owned())
+                .await;
             if let Ok(requests) = requests {
                 requests
                     .for_each_concurrent(ANSWERS_MAX, |request| self.answer_one(client, request))
@@ -208,7 +210,7 @@ impl Operations {
     }
 
     async fn answer_one(&self, client: &Client, request: async_nats::Message) {
-        let id = request.subject.rsplit('.').next().map(Uuid::parse_str);
+        let id = names::parse_operation_status(&request.subject).map(|id| Uuid::parse_str(&id));
         let (Some(Ok(id)), Some(reply)) = (id, request.reply) else {
             return;
         };

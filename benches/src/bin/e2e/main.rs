@@ -16,10 +16,10 @@ mod report;
 mod shapes;
 mod start;
 mod targets;
-mod usage;
 mod world;
 
 use anyhow::Context as _;
+use benches::usage;
 
 use arguments::{Arguments, Scenario};
 use load::Writes;

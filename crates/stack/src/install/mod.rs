@@ -16,7 +16,7 @@ use std::process::Command;
 
 pub(crate) use cache::{locked, root as cache_root};
 use product::Source;
-pub(crate) use product::{Product, nats, postgres, redis};
+pub(crate) use product::{Product, nats, nginx, postgres, redis};
 
 /// What can be run.
 #[derive(Debug, Clone)]
@@ -63,11 +63,13 @@ impl Installation {
             .iter()
             .all(|name| bin.join(name).is_file());
         let output = Command::new(bin.join(product.program))
-            .arg("--version")
+            .arg(product.version_flag)
             .env("LD_LIBRARY_PATH", &libraries)
             .output()
             .ok()?;
-        let text = String::from_utf8_lossy(&output.stdout);
+        // nginx says it on stderr.
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
         let version = version_in(&text)?;
         let wanted = product.version.is_none_or(|wanted| {
             version == wanted
@@ -169,6 +171,7 @@ fn cached(product: &Product, source: &Source) -> Result<Option<Installation>, Pr
 /// `nats-server: v2.9.10`, `7.0.15` of `Redis server v=7.0.15 sha=..`.
 fn version_in(text: &str) -> Option<&str> {
     text.split_whitespace()
+        .map(|word| word.trim_start_matches("nginx/"))
         .map(|word| word.trim_start_matches("v=").trim_start_matches('v'))
         .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
 }
@@ -243,6 +246,7 @@ mod tests {
             version_in("Redis server v=7.0.15 sha=00000000:0 malloc=j"),
             Some("7.0.15")
         );
+        assert_eq!(version_in("nginx version: nginx/1.22.1\n"), Some("1.22.1"));
         assert_eq!(version_in("postgres (PostgreSQL) devel"), None);
     }
 

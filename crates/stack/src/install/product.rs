@@ -15,6 +15,8 @@ pub(crate) struct Product {
     pub(crate) program: &'static str,
     /// Other programs that must be in the same directory.
     pub(crate) companions: &'static [&'static str],
+    /// Makes the program print its version.
+    pub(crate) version_flag: &'static str,
     /// Environment variable with the program's path or directory.
     pub(crate) variable: &'static str,
     /// `None`: any.
@@ -100,6 +102,7 @@ const POSTGRES: Product = Product {
     name: "PostgreSQL",
     program: "postgres",
     companions: &["initdb"],
+    version_flag: "--version",
     variable: "STACK_PG_BIN",
     version: None,
     usual: &[
@@ -164,6 +167,7 @@ const NATS: Product = Product {
     name: "nats-server",
     program: "nats-server",
     companions: &[],
+    version_flag: "--version",
     variable: "STACK_NATS_SERVER",
     version: None,
     usual: &[
@@ -217,6 +221,7 @@ pub(crate) fn redis() -> Product {
         name: "redis-server",
         program: "redis-server",
         companions: &[],
+        version_flag: "--version",
         variable: "STACK_REDIS_SERVER",
         version: None,
         usual: &["usr/bin", "usr/local/bin", "opt/homebrew/bin"],
@@ -225,5 +230,22 @@ pub(crate) fn redis() -> Product {
             bin: "usr/*",
         }],
         remedy: "sudo apt-get install -y redis-server",
+    }
+}
+
+pub(crate) fn nginx() -> Product {
+    Product {
+        name: "nginx",
+        program: "nginx",
+        companions: &[],
+        version_flag: "-v",
+        variable: "STACK_NGINX",
+        version: None,
+        usual: &["usr/sbin", "usr/local/sbin", "opt/homebrew/bin"],
+        sources: &[Source::Debian {
+            package: "nginx",
+            bin: "usr/*",
+        }],
+        remedy: "sudo apt-get install -y nginx",
     }
 }

@@ -5,6 +5,7 @@
 //! Must hold: `start` returns only when the server answers, `kill` and `stop` only when it is gone.
 
 pub(crate) mod nats;
+pub(crate) mod nginx;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 mod template;

@@ -85,6 +85,45 @@ async fn a_key_that_postgresql_makes_is_told_to_the_client() {
     assert_eq!(world.value("SELECT body FROM events"), "keyless");
 }
 
+/// Whoever follows the change stream takes the first final status for the last one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_is_one_row_change_with_everything_in_it() {
+    let world = World::up().await;
+    world.stack.postgres().sql(
+        "CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+         GRANT SELECT, INSERT, UPDATE, DELETE ON notes TO app_writer;
+         CREATE TABLE versions (place bigserial, status text, entity_key text);
+         CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+            BEGIN
+                INSERT INTO public.versions (status, entity_key) VALUES (new.status, new.entity_key);
+                RETURN NULL;
+            END $$;
+         CREATE TRIGGER keep AFTER INSERT OR UPDATE ON write_operations
+            FOR EACH ROW EXECUTE FUNCTION keep()",
+    );
+    let note = |number, op, id, data| command(number, op, "notes", id, data);
+    world
+        .send(&note(1, Create, None, json!({"body": "one"})))
+        .await;
+    world
+        .send(&note(2, Update, Some("1"), json!({"body": "two"})))
+        .await;
+    world
+        .send(&note(3, Update, Some("9"), json!({"body": "none"})))
+        .await;
+    world.send(&note(4, Delete, Some("8"), json!(null))).await;
+    world.send(&note(5, Delete, Some("1"), json!(null))).await;
+    let _processor = world.processor("processor", &[]);
+    world.settle(5).await;
+
+    let versions =
+        "SELECT string_agg(status || ' ' || entity_key, ', ' ORDER BY place) FROM versions";
+    assert_eq!(
+        world.value(versions),
+        "completed 1, completed 1, failed 9, failed 8, completed 1"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_changes_its_shape_is_written_in_the_new_shape() {
     let world = World::up().await;

@@ -23,6 +23,7 @@ pub struct Event {
     pub position: Position,
     /// From commit to here; both clocks are this machine's.
     pub latency: Duration,
+    pub committed_at: SystemTime,
     body: Value,
 }
 
@@ -47,6 +48,7 @@ impl Event {
                 seq: u64::try_from(seq)?,
             },
             latency: received.saturating_sub(committed),
+            committed_at: UNIX_EPOCH + committed,
             body,
         })
     }

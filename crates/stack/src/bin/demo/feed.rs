@@ -24,11 +24,7 @@ pub struct Feed {
 
 impl Feed {
     pub async fn open(world: &World) -> anyhow::Result<Self> {
-        // async-nats does not send the user of a URL by itself.
-        let client = async_nats::ConnectOptions::with_user_and_password("app".into(), "app".into())
-            .connect(world.stack.nats().addr().to_string())
-            .await?;
-        let context = jetstream::new(client);
+        let context = jetstream::new(world.nats_client().await?);
         let started = Instant::now();
         let stream = loop {
             match context.get_stream(STREAM).await {

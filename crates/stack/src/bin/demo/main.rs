@@ -4,6 +4,7 @@
 //! Must hold: the events are checked, not only shown (none missing, none twice, in order), and
 //! however it ends no process and no directory is left behind.
 
+mod circle;
 mod event;
 mod feed;
 mod script;
@@ -21,7 +22,8 @@ use summary::Summary;
 use world::World;
 
 const HELP: &str = "\
-Starts PostgreSQL, nats-server and the bridge, writes rows, and shows each event they cause.
+Starts PostgreSQL, nats-server, Redis, the bridge and the services, writes rows, and shows each event they cause;
+then one write over HTTP on its way through all of them.
 
     cargo demo             stays up afterwards, until Ctrl-C
     cargo demo -- --once   ends with the summary: exit status 0 if every event arrived, else 1
@@ -83,7 +85,7 @@ async fn run(stays_up: bool) -> anyhow::Result<bool> {
         shown = show(&world, stays_up) => shown,
         () = &mut stop => Ok(true),
     };
-    // A bridge that ended is the better explanation of a feed that failed.
+    // A process that ended is the better explanation of a feed that failed.
     world.stop()?;
     is_complete
 }
@@ -97,6 +99,7 @@ async fn show(world: &World, stays_up: bool) -> anyhow::Result<bool> {
     script::play(&client, &mut feed, &mut summary).await?;
     drop(client);
     connection.await??;
+    circle::show(world, &mut feed, &mut summary).await?;
 
     summary.stored = feed.stored().await?;
     print!("{summary}");

@@ -3,6 +3,7 @@
 //! In: what went wrong. Out: a response. What must hold: every answer outside 2xx has this form, says what to do, and
 //! says nothing about our insides.
 
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -11,18 +12,25 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// One error.
+/// Who answers.
+pub trait Service {
+    /// What the `type` of its problems begins with, such as `urn:gateway`.
+    const URN: &'static str;
+}
+
+/// One error of a service.
 #[derive(Debug)]
-pub struct Problem {
+pub struct Problem<S> {
     status: StatusCode,
     kind: &'static str,
     detail: String,
     headers: Vec<(HeaderName, HeaderValue)>,
     extensions: Map<String, Value>,
+    service: PhantomData<fn() -> S>,
 }
 
-impl Problem {
-    /// `kind` names the error for programs: `type` is `urn:gateway:{kind}`.
+impl<S: Service> Problem<S> {
+    /// `kind` names the error for programs: `type` is `{URN}:{kind}`.
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status,
@@ -30,6 +38,7 @@ impl Problem {
             detail: detail.into(),
             headers: Vec::new(),
             extensions: Map::new(),
+            service: PhantomData,
         }
     }
 
@@ -96,12 +105,12 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl<S: Service> IntoResponse for Problem<S> {
     fn into_response(self) -> Response {
         let mut body = self.extensions;
         body.insert(
             "type".to_owned(),
-            format!("urn:gateway:{}", self.kind).into(),
+            format!("{}:{}", S::URN, self.kind).into(),
         );
         body.insert("title".to_owned(), self.status.canonical_reason().into());
         body.insert("status".to_owned(), self.status.as_u16().into());
@@ -120,17 +129,30 @@ impl IntoResponse for Problem {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
 
-    #[test]
-    fn a_problem_names_its_type_status_and_headers() {
-        let problem = Problem::unavailable("busy", "try later", Duration::from_millis(1200))
-            .with("inFlight", 500);
+    struct Shop;
+
+    impl Service for Shop {
+        const URN: &'static str = "urn:shop";
+    }
+
+    #[tokio::test]
+    async fn a_problem_names_its_type_status_and_headers() {
+        let retry_after = Duration::from_millis(1200);
+        let problem =
+            Problem::<Shop>::unavailable("busy", "try later", retry_after).with("inFlight", 500);
 
         let response = problem.into_response();
 
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[RETRY_AFTER], "2");
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["type"], "urn:shop:busy");
+        assert_eq!(body["inFlight"], 500);
     }
 }

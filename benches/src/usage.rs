@@ -13,6 +13,18 @@ pub fn cpu(pid: u32) -> Option<Duration> {
     cpu_of(Path::new(&format!("/proc/{pid}/stat")))
 }
 
+/// CPU time of a process and of those of its children that still run, such as PostgreSQL's sessions.
+pub fn cpu_with_children(pid: u32) -> Duration {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let children = entries.filter_map(|entry| {
+        let child: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let text = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = text.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+        (parent.parse() == Ok(pid)).then(|| cpu(child)).flatten()
+    });
+    children.sum::<Duration>() + cpu(pid).unwrap_or_default()
+}
+
 /// CPU time of the calling thread.
 pub fn thread_cpu() -> Duration {
     cpu_of(Path::new("/proc/thread-self/stat")).unwrap_or_default()

@@ -1,17 +1,17 @@
 //! Decides who a request speaks for.
 //!
 //! In: the `Authorization` header. Out: a principal with its claims, or a refusal. What must hold: without a key there is
-//! no stranger to serve, because the reader then listens on loopback only (see `config`).
+//! no stranger to serve, because the service then listens on loopback only (see `flags::Tokens`).
 //!
-//! What a principal may do is PostgreSQL's to say: the claims are set in the transaction that reads.
+//! What a principal may do is PostgreSQL's to say: the claims are set in the transaction that reads or writes.
 
 use std::time::SystemTime;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use daemon::jwt::{Claims, Verifier};
 
-use crate::problem::Problem;
+use crate::jwt::{Claims, Verifier};
+use crate::problem::{Problem, Service};
 
 /// Who may come in.
 #[derive(Debug)]
@@ -24,7 +24,11 @@ pub enum Access {
 
 impl Access {
     /// The claims of the request's token; None where nobody is asked.
-    pub fn claims(&self, headers: &HeaderMap, now: SystemTime) -> Result<Option<Claims>, Problem> {
+    pub fn claims<S: Service>(
+        &self,
+        headers: &HeaderMap,
+        now: SystemTime,
+    ) -> Result<Option<Claims>, Problem<S>> {
         let verifier = match self {
             Self::Local => return Ok(None),
             Self::Token(verifier) => verifier,

@@ -1,0 +1,41 @@
+//! `cargo bench-services`: what the services can take, and what it costs.
+//!
+//! In: a checkout. Out: rates, latencies, and the CPU time of each process per write or read.
+//! Must hold: figures that are compared come from one run on one machine; every process is stopped by its id.
+
+mod apply;
+mod client;
+mod reads;
+mod world;
+mod writes;
+
+use clap::Parser;
+
+use world::World;
+
+/// Boots PostgreSQL, nats-server and Redis, runs the services and the bridge over known loads, and prints what they did.
+#[derive(Debug, Parser)]
+#[command(name = "bench-services")]
+struct Arguments {
+    /// Writes in the queue for the processor; the naive one gets a tenth
+    #[arg(long, default_value_t = 200_000)]
+    queued: u64,
+    /// Seconds of each load over HTTP
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// Connections of each load
+    #[arg(long, default_value_t = 128)]
+    connections: usize,
+    /// PostgreSQL waits for the disk, as in production
+    #[arg(long)]
+    fsync: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let mut world = World::up(arguments.fsync).await?;
+    apply::run(&mut world, arguments.queued).await?;
+    writes::run(&mut world, arguments.connections, arguments.seconds).await?;
+    reads::run(&mut world, arguments.connections, arguments.seconds).await
+}
