@@ -63,7 +63,7 @@ pub const END: &str = "<!-- formats: end -->";
 pub fn formats_markdown() -> String {
     let mut section = format!("{BEGIN}\n## Message formats\n");
     section.push_str(
-        "\nMessagePack maps; the same keys in JSON with `--format json`. \
+        "\nMessagePack maps, shown as JSON. \
          The bytes are in `crates/wire/golden/*.msgpack.hex`.\n",
     );
     for Format {
