@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use wire::Position;
 
 use super::tail::Tail;
@@ -44,7 +46,7 @@ pub fn judge(known: Option<&Known>, tail: &Tail, now: SystemTime) -> Verdict {
     let Some(known) = known else {
         return Verdict::First;
     };
-    if known.created != tail.created {
+    if known.created != tail.created && !is_one_creation(known, tail) {
         return Verdict::Recreated;
     }
     if tail.last_sequence < known.sequence {
@@ -59,6 +61,20 @@ pub fn judge(known: Option<&Known>, tail: &Tail, now: SystemTime) -> Verdict {
         _ => Verdict::Purged,
     }
 }
+
+/// Of two bridges that make a stream in a cluster at the same time each sets its time of creation; which of the two
+/// a server tells changes when it restarts. Nothing that is known may be missing then.
+fn is_one_creation(known: &Known, tail: &Tail) -> bool {
+    let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+    let (Some(one), Some(other)) = (time(&known.created), time(&tail.created)) else {
+        return false;
+    };
+    (one - other).abs() <= SAME_CREATION
+        && tail.last_sequence >= known.sequence
+        && tail.position >= known.position
+}
+
+const SAME_CREATION: time::Duration = time::Duration::seconds(10);
 
 /// The server removes messages up to this much late or, by its own clock, early.
 const AGE_SLACK: Duration = Duration::from_secs(10);
@@ -117,6 +133,17 @@ mod tests {
         };
 
         assert_eq!(verdict(&tail, Duration::ZERO), Verdict::Recreated);
+    }
+
+    #[test]
+    fn two_bridges_that_made_it_at_the_same_time_made_one_stream() {
+        let made_twice = |last_sequence| Tail {
+            created: "2026-01-01T00:00:00.0503Z".into(),
+            ..tail(last_sequence, known().position)
+        };
+
+        assert_eq!(verdict(&made_twice(10), Duration::ZERO), Verdict::Same);
+        assert_eq!(verdict(&made_twice(9), Duration::ZERO), Verdict::Recreated);
     }
 
     #[test]
