@@ -128,7 +128,7 @@ pub struct Arguments {
     #[arg(long, value_name = "EVENTS", default_value_t = 32_768)]
     ring_events: usize,
     /// Bytes between decoder and ack
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = units::bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "2MiB", value_parser = units::bytes)]
     ring_bytes: u64,
     /// Snapshots made at a time
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
