@@ -3,7 +3,7 @@
 //! In: numbered rows while something breaks. Out: the same numbers, once each.
 //! Must hold: every test ends with `assert_numbers` over the whole stream.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use stack::{Direction, Options, Relay, eventually};
@@ -481,6 +481,7 @@ fn postgresql_never_hears_of_more_than_the_stream_holds() {
     rig.create_numbers();
     let bridge = rig.bridge(&["--ring-events", "5000"]);
     let is_over = AtomicBool::new(false);
+    let looks = AtomicUsize::new(0);
 
     let (rows, samples) = std::thread::scope(|scope| {
         // What was confirmed, then what the stream holds: a little later, so at least that.
@@ -490,6 +491,7 @@ fn postgresql_never_hears_of_more_than_the_stream_holds() {
                 if let Some(confirmed) = rig.confirmed_flush_lsn() {
                     samples.push((confirmed, stream::last_sequence(rig.nats())));
                 }
+                looks.fetch_add(1, Ordering::Relaxed);
             }
             samples
         });
@@ -500,6 +502,10 @@ fn postgresql_never_hears_of_more_than_the_stream_holds() {
             relay.cut();
             wait_until_written(&writer, writer.written() + 500);
             relay.heal();
+            let before = looks.load(Ordering::Relaxed);
+            eventually(DEADLINE, "the slot is looked at", || {
+                looks.load(Ordering::Relaxed) >= before + 2
+            });
         }
         bridge.kill();
         let rows = writer.stop();
