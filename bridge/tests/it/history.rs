@@ -340,7 +340,8 @@ fn a_held_bridge_does_not_hold_up_a_fast_shutdown_of_postgresql() {
     let events = rig.events();
     bridge.drain();
 
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    // It would take the 130 s of the hold.
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert_numbers(&events, 200);
 }
 

@@ -164,6 +164,6 @@ async fn a_shutdown_does_not_wait_for_outcomes() {
     let (answer, ()) = tokio::join!(post_and_wait(&gateway, "1", 30), shutdown);
 
     assert_eq!(answer.status, 202, "{answer:?}");
-    assert!(started.elapsed() < Duration::from_secs(15));
+    assert!(started.elapsed() < Duration::from_secs(25));
     assert!(gateway.process.wait(DEADLINE).success());
 }
