@@ -341,7 +341,7 @@ fn a_held_bridge_does_not_hold_up_a_fast_shutdown_of_postgresql() {
     bridge.drain();
 
     // It would take the 130 s of the hold.
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
     assert_numbers(&events, 200);
 }
 
