@@ -31,9 +31,7 @@ impl Error {
             Self::Connect(_) => false,
         }
     }
-}
 
-impl Error {
     /// PostgreSQL: cannot_connect_now, "the database system is shutting down" (or starting up).
     pub fn is_stopping(&self) -> bool {
         let code = match self {
