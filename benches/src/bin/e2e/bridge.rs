@@ -10,7 +10,11 @@ use anyhow::bail;
 use stack::Process;
 
 use crate::arguments::{Arguments, Variant};
-use crate::world::World;
+use crate::load::Load;
+use crate::world::{Slot, World};
+
+/// Where a bridge that runs alone publishes.
+pub const STREAM: &str = "CDC";
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -27,6 +31,18 @@ pub struct Place<'a> {
     pub publication: &'a str,
     pub stream: &'a str,
     pub prefix: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// No other bridge beside it.
+    pub fn alone(slot: &'a Slot<'_>, load: &'a Load<'_>) -> Self {
+        Self {
+            slot: &slot.name,
+            publication: &load.name,
+            stream: STREAM,
+            prefix: "cdc",
+        }
+    }
 }
 
 impl Bridge {

@@ -10,7 +10,7 @@ use anyhow::bail;
 use async_nats::jetstream::stream::State;
 
 use crate::arguments::{Arguments, Variant};
-use crate::bridge::{Bridge, Place};
+use crate::bridge::{Bridge, Place, STREAM};
 use crate::floor::pipeline;
 use crate::floor::publish::Mode;
 use crate::floor::read::{self, Reading};
@@ -23,8 +23,6 @@ use crate::report::{
 use crate::targets::BRIDGE;
 use crate::usage::{self, Meter};
 use crate::world::{DEADLINE, World};
-
-pub const STREAM: &str = "CDC";
 
 /// Which floors stand beside the bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,12 +138,7 @@ pub fn bridge(
     world.delete_streams(&[STREAM]);
     let mut nats = Meter::start(world.nats_pid()?);
     let sent_before = world.nats_in_bytes()?;
-    let place = Place {
-        slot: &slot.name,
-        publication: &load.name,
-        stream: STREAM,
-        prefix: "cdc",
-    };
+    let place = Place::alone(&slot, load);
     let bridge = Bridge::start_variant(world, arguments, &place, variant)?;
     let mut own = Meter::start(bridge.pid());
     let mut walsender: Option<Meter> = None;

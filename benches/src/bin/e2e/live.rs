@@ -14,8 +14,8 @@ use tokio_postgres::NoTls;
 use wire::{Event, Message as _};
 
 use crate::arguments::Arguments;
-use crate::bridge::{Bridge, Place};
-use crate::drain::{STREAM, until};
+use crate::bridge::{Bridge, Place, STREAM};
+use crate::drain::until;
 use crate::load::Load;
 use crate::report::{Metric, OWN_CPU, Report};
 use crate::targets::BRIDGE;
@@ -50,16 +50,7 @@ fn live(
     let load = Load::empty(world, "bench_live")?;
     let slot = world.copy_slot(&load.name)?;
     world.delete_streams(&[STREAM]);
-    let bridge = Bridge::start(
-        world,
-        arguments,
-        &Place {
-            slot: &slot.name,
-            publication: &load.name,
-            stream: STREAM,
-            prefix: "cdc",
-        },
-    )?;
+    let bridge = Bridge::start(world, arguments, &Place::alone(&slot, &load))?;
     bridge.wait_ready()?;
     let cpu = usage::cpu(bridge.pid()).unwrap_or_default();
     let started = Instant::now();

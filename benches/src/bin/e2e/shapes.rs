@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::arguments::Arguments;
-use crate::bridge::{Bridge, Place};
-use crate::drain::{self, Floors, STREAM, drain, megabytes, until};
+use crate::bridge::{Bridge, Place, STREAM};
+use crate::drain::{self, Floors, drain, megabytes, until};
 use crate::floor::client;
 use crate::floor::publish::{self, Mode, Publishing};
 use crate::load::{Load, Writes};
@@ -109,16 +109,7 @@ pub fn large(world: &World, arguments: &Arguments, report: &mut Report) -> anyho
     let load = Load::row6(world, "bench_large", arguments.large_rows, Writes::Copy)?;
     let slot = world.copy_slot(&load.name)?;
     world.delete_streams(&[STREAM]);
-    let bridge = Bridge::start(
-        world,
-        arguments,
-        &Place {
-            slot: &slot.name,
-            publication: &load.name,
-            stream: STREAM,
-            prefix: "cdc",
-        },
-    )?;
+    let bridge = Bridge::start(world, arguments, &Place::alone(&slot, &load))?;
     let (mut stored, mut moved_at) = (0, Instant::now());
     let (mut longest, mut first_rss, mut last_rss) = (Duration::ZERO, None, None);
     let mut first_stored_at = None;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use crate::arguments::Arguments;
-use crate::bridge::{Bridge, Place};
-use crate::drain::{STREAM, megabytes};
+use crate::bridge::{Bridge, Place, STREAM};
+use crate::drain::megabytes;
 use crate::load::{Load, Writes};
 use crate::report::{Metric, Report};
 use crate::targets::BRIDGE;
@@ -29,16 +29,7 @@ pub fn run(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
     for _ in 0..arguments.runs {
         let slot = world.copy_slot(&load.name)?;
         world.delete_streams(&[STREAM]);
-        let bridge = Bridge::start(
-            world,
-            arguments,
-            &Place {
-                slot: &slot.name,
-                publication: &load.name,
-                stream: STREAM,
-                prefix: "cdc",
-            },
-        )?;
+        let bridge = Bridge::start(world, arguments, &Place::alone(&slot, &load))?;
         while world.messages(STREAM) == 0 {
             bridge.check()?;
             if bridge.started.elapsed() > Duration::from_secs(30) {
