@@ -3,8 +3,6 @@
 //! In: a payload. Out: how long it took until all were stored, and what it cost.
 //! Must hold: subjects, expectations and PubAcks are those of mode `chain`; only the client differs.
 
-use std::time::Instant;
-
 use anyhow::Context as _;
 use async_nats::header::NATS_EXPECTED_LAST_SEQUENCE;
 use async_nats::{HeaderMap, HeaderValue};
@@ -12,8 +10,7 @@ use bytes::Bytes;
 use daemon::nats::FirstConnect;
 use futures_util::StreamExt as _;
 
-use super::publish::{Publishing, WINDOW, wait_stored};
-use crate::usage;
+use super::publish::{Publishing, WINDOW, measured};
 use crate::world::World;
 
 pub const NAME: &str = "chain, through async-nats";
@@ -22,27 +19,10 @@ const SUBJECT: &str = "floor.bench.insert";
 /// Messages a PubAck proves, as in the bridge's groups.
 const GROUP: u64 = 500;
 
-/// Feeds `count` messages into a stream of their own and waits until it holds them.
+/// `count` messages of one payload.
 pub fn run(world: &World, payload: &[u8], count: u64) -> anyhow::Result<Publishing> {
-    world.create_stream("FLOOR", "floor.>")?;
     let payload = Bytes::copy_from_slice(payload);
-    let mut nats = usage::Meter::start(world.nats_pid()?);
-    let (started, cpu_before) = (Instant::now(), usage::thread_cpu());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let sent = runtime.block_on(send(world, &payload, count));
-    let own_cpu = usage::thread_cpu().saturating_sub(cpu_before);
-    let stored = sent.and_then(|()| wait_stored(world, "FLOOR", count));
-    let elapsed = started.elapsed();
-    let nats_cpu = nats.read();
-    world.delete_streams(&["FLOOR"]);
-    stored?;
-    Ok(Publishing {
-        elapsed,
-        own_cpu,
-        nats_cpu,
-    })
+    measured(world, count, send(world, &payload, count))
 }
 
 async fn send(world: &World, payload: &Bytes, count: u64) -> anyhow::Result<()> {

@@ -239,19 +239,28 @@ pub struct Publishing {
     pub nats_cpu: Duration,
 }
 
-/// Feeds `count` messages into a stream of their own and waits until it holds them.
+/// `count` messages of one payload.
 pub fn run(world: &World, mode: Mode, payload: &[u8], count: u64) -> anyhow::Result<Publishing> {
+    measured(world, count, async {
+        let mut sender = Sender::open(world, mode, "floor.bench.insert", payload.to_vec()).await?;
+        sender.send_up_to(count).await?;
+        sender.finish().await
+    })
+}
+
+/// Drives `send`, which feeds `count` messages into a stream of their own, until that holds them.
+pub fn measured(
+    world: &World,
+    count: u64,
+    send: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Publishing> {
     world.create_stream("FLOOR", "floor.>")?;
     let mut nats = usage::Meter::start(world.nats_pid()?);
     let (started, cpu_before) = (Instant::now(), usage::thread_cpu());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let published = runtime.block_on(async {
-        let mut sender = Sender::open(world, mode, "floor.bench.insert", payload.to_vec()).await?;
-        sender.send_up_to(count).await?;
-        sender.finish().await
-    });
+    let published = runtime.block_on(send);
     let own_cpu = usage::thread_cpu().saturating_sub(cpu_before);
     let stored = published.and_then(|()| wait_stored(world, "FLOOR", count));
     let elapsed = started.elapsed();
