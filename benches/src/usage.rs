@@ -52,6 +52,11 @@ pub fn cpu_by_thread(pid: u32) -> Vec<(String, Duration)> {
     threads
 }
 
+/// Microseconds of CPU time that each of `count` events took.
+pub fn us_each(cpu: Duration, count: u64) -> f64 {
+    cpu.as_secs_f64() * 1e6 / count as f64
+}
+
 /// Highest resident memory so far, in bytes.
 pub fn peak_rss(pid: u32) -> Option<u64> {
     status(pid, "VmHWM:")

@@ -42,7 +42,7 @@ pub fn drain(
 ) -> anyhow::Result<()> {
     let events = load.events as f64;
     let rate = |elapsed: Duration| events / elapsed.as_secs_f64();
-    let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events;
+    let per_event = |cpu: Duration| usage::us_each(cpu, load.events);
     let payload = benches::sample::Shape::row6().payload();
     for run in 1..=arguments.runs {
         eprintln!("bench: {scenario}, run {run} of {}", arguments.runs);

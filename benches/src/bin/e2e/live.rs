@@ -80,12 +80,7 @@ fn live(
     report.add(scenario, BRIDGE, P50, at(0.5));
     report.add(scenario, BRIDGE, P99, at(0.99));
     report.add(scenario, BRIDGE, MAX, at(1.0));
-    report.add(
-        scenario,
-        BRIDGE,
-        OWN_CPU,
-        cpu.as_secs_f64() * 1e6 / commits as f64,
-    );
+    report.add(scenario, BRIDGE, OWN_CPU, usage::us_each(cpu, commits));
     Ok(())
 }
 

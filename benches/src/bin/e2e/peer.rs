@@ -59,20 +59,19 @@ pub fn drain(
         Ok(count(&process, url.as_deref(), metric) >= load.events)
     })?;
     let elapsed = started.elapsed().as_secs_f64();
-    let events = load.events as f64;
-    report.add(scenario, PEER, RATE, events / elapsed);
+    report.add(scenario, PEER, RATE, load.events as f64 / elapsed);
     let own_cpu = usage::cpu(process.pid()).unwrap_or_default();
     report.add(
         scenario,
         PEER,
         OWN_CPU,
-        own_cpu.as_secs_f64() * 1e6 / events,
+        usage::us_each(own_cpu, load.events),
     );
     report.add(
         scenario,
         PEER,
         NATS_CPU,
-        nats.read().as_secs_f64() * 1e6 / events,
+        usage::us_each(nats.read(), load.events),
     );
     let peak = usage::peak_rss(process.pid()).unwrap_or_default();
     report.add(scenario, PEER, PEAK_RSS, megabytes(peak));

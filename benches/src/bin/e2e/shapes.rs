@@ -86,7 +86,7 @@ pub fn publish(world: &World, arguments: &Arguments, report: &mut Report) -> any
         world.stack.nats().version()
     );
     let mut add = |who: &str, outcome: &Publishing| {
-        let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
+        let per_event = |cpu: Duration| usage::us_each(cpu, count);
         let rate = count as f64 / outcome.elapsed.as_secs_f64();
         report.add(&scenario, who, RATE, rate);
         report.add(&scenario, who, OWN_CPU, per_event(outcome.own_cpu));
@@ -152,12 +152,7 @@ pub fn large(world: &World, arguments: &Arguments, report: &mut Report) -> anyho
     );
     report.add(LARGE, BRIDGE, NEVER_STALLED, longest.as_secs_f64() * 1e3);
     let cpu = usage::cpu(bridge.pid()).unwrap_or_default();
-    report.add(
-        LARGE,
-        BRIDGE,
-        OWN_CPU,
-        cpu.as_secs_f64() * 1e6 / load.events as f64,
-    );
+    report.add(LARGE, BRIDGE, OWN_CPU, usage::us_each(cpu, load.events));
     bridge.stop()?;
     world.delete_streams(&[STREAM]);
     Ok(())
@@ -221,12 +216,7 @@ fn side_by_side(
         .iter()
         .filter_map(|bridge| usage::cpu(bridge.pid()))
         .sum();
-    report.add(
-        SCENARIO,
-        who,
-        OWN_CPU,
-        cpu.as_secs_f64() * 1e6 / events as f64,
-    );
+    report.add(SCENARIO, who, OWN_CPU, usage::us_each(cpu, events));
     let peak: u64 = bridges
         .iter()
         .filter_map(|bridge| usage::peak_rss(bridge.pid()))

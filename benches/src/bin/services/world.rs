@@ -121,7 +121,7 @@ impl World {
     pub fn cost(&self, before: &[(&'static str, Duration)], units: u64) -> String {
         let costs = self.used().into_iter().filter_map(|(name, now)| {
             let then = before.iter().find(|(known, _)| *known == name)?.1;
-            let microseconds = now.saturating_sub(then).as_secs_f64() * 1e6 / units as f64;
+            let microseconds = usage::us_each(now.saturating_sub(then), units);
             (0.05 < microseconds).then(|| format!("{name} {microseconds:.1}"))
         });
         format!("CPU us each: {}", costs.collect::<Vec<_>>().join(", "))
