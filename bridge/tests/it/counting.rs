@@ -7,7 +7,6 @@
 use wire::{Event, Value};
 
 use crate::gaps::limit_stream;
-use crate::history::wait_until_stored;
 use crate::rig::Rig;
 
 const ROWS: usize = 3_000;
@@ -40,7 +39,7 @@ fn die_in_the_middle(rig: &Rig, arguments: &[&str], stored: i64) {
     write_both(rig, 1);
     limit_stream(rig, stored);
     let bridge = rig.launch(arguments);
-    wait_until_stored(rig, stored.unsigned_abs());
+    rig.wait_until_stored(stored.unsigned_abs());
     bridge.kill();
     limit_stream(rig, -1);
 }

@@ -9,38 +9,13 @@ use std::time::Duration;
 use stack::{Direction, Options, Relay, eventually};
 use wire::Lsn;
 
-use crate::rig::{Bridge, DEADLINE, Rig};
+use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 use crate::writer::{Writer, assert_numbers};
 
 #[track_caller]
 fn wait_until_written(writer: &Writer, rows: u64) {
     eventually(DEADLINE, "the writer goes on", || writer.written() >= rows);
-}
-
-#[track_caller]
-fn wait_until_stored(rig: &Rig, messages: u64) {
-    eventually(DEADLINE, "the bridge stores events", || {
-        let stored = stream::last_sequence(rig.nats());
-        if stored >= messages {
-            Ok(())
-        } else {
-            Err(stored)
-        }
-    });
-}
-
-/// Waits until the bridge has noticed that it cannot publish, or cannot read.
-#[track_caller]
-fn wait_until_not_ready(bridge: &Bridge, side: &str) {
-    eventually(DEADLINE, "the bridge notices", || {
-        let (status, body) = bridge.request("GET", "/ready");
-        if status == 503 && body.contains(side) {
-            Ok(())
-        } else {
-            Err(body)
-        }
-    });
 }
 
 #[test]
@@ -66,7 +41,7 @@ fn killed_in_the_middle_of_drains_it_goes_on_where_the_stream_ends() {
 
     for stored in [1, 2_000, 2_001, 9_000, 15_000] {
         let bridge = rig.launch(&[]);
-        wait_until_stored(&rig, stored);
+        rig.wait_until_stored(stored);
         bridge.kill();
     }
     let bridge = rig.bridge(&[]);
@@ -86,7 +61,7 @@ fn killed_again_and_again_under_load_it_loses_and_repeats_nothing() {
     for _ in 0..8 {
         let stored = stream::last_sequence(rig.nats());
         let bridge = rig.launch(&[]);
-        wait_until_stored(&rig, stored + 500);
+        rig.wait_until_stored(stored + 500);
         bridge.kill();
     }
     let rows = writer.stop();
@@ -106,7 +81,7 @@ fn a_transaction_larger_than_the_ring_survives_a_kill_in_its_middle() {
 
     for stored in [1, 7_000] {
         let bridge = rig.launch(&["--ring-events", "1000"]);
-        wait_until_stored(&rig, stored);
+        rig.wait_until_stored(stored);
         bridge.kill();
     }
     let bridge = rig.bridge(&["--ring-events", "1000"]);
@@ -123,9 +98,9 @@ fn nats_stopped_under_load_loses_nothing() {
     let bridge = rig.bridge(&["--ring-events", "2000"]);
 
     let writer = rig.start_writing();
-    wait_until_stored(&rig, 1_000);
+    rig.wait_until_stored(1_000);
     rig.nats().stop();
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     wait_until_written(&writer, writer.written() + 5_000);
     rig.nats().start();
     bridge.wait_connected();
@@ -145,10 +120,9 @@ fn nats_killed_under_load_loses_nothing() {
 
     let writer = rig.start_writing();
     for _ in 0..3 {
-        let stored = stream::last_sequence(rig.nats());
-        wait_until_stored(&rig, stored + 500);
+        rig.wait_until_more_are_stored(500);
         rig.nats().kill();
-        wait_until_not_ready(&bridge, "nats");
+        bridge.wait_until_not_ready("nats");
         rig.nats().start();
     }
     let rows = writer.stop();
@@ -168,7 +142,7 @@ fn postgresql_restarted_and_killed_loses_nothing() {
     rig.postgres().restart();
     rig.write_numbers(1_000);
     rig.postgres().kill();
-    wait_until_not_ready(&bridge, "postgres");
+    bridge.wait_until_not_ready("postgres");
     rig.postgres().start();
     rig.write_numbers(1_000);
     let events = rig.events();
@@ -185,7 +159,7 @@ fn postgresql_can_be_stopped_while_events_wait_for_nats() {
     let bridge = rig.bridge(&["--durability", "acked"]);
 
     rig.nats().stop();
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     rig.write_numbers(100);
     bridge.wait_until_ring_holds(100);
     // Panics when it takes longer than a minute.
@@ -206,7 +180,7 @@ fn postgresql_can_be_stopped_while_a_full_ring_keeps_the_bridge_from_reading() {
     let bridge = rig.bridge(&["--ring-events", "1000"]);
 
     rig.nats().stop();
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     // Far more than the sockets between hold.
     rig.sql(
         "DO $$ BEGIN FOR i IN 0..39 LOOP
@@ -236,10 +210,9 @@ fn a_cut_between_bridge_and_nats_loses_nothing() {
 
     let writer = rig.start_writing();
     for _ in 0..4 {
-        let stored = stream::last_sequence(rig.nats());
-        wait_until_stored(&rig, stored + 500);
+        rig.wait_until_more_are_stored(500);
         relay.cut();
-        wait_until_not_ready(&bridge, "nats");
+        bridge.wait_until_not_ready("nats");
         relay.heal();
     }
     let rows = writer.stop();
@@ -258,10 +231,10 @@ fn acks_that_never_come_are_given_up_on_and_nothing_is_sent_twice() {
     let bridge = rig.bridge(&[]);
 
     let writer = rig.start_writing();
-    wait_until_stored(&rig, 500);
+    rig.wait_until_stored(500);
     // Stored by the server, and the bridge does not hear of it.
     relay.stall(Direction::ToClient);
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     relay.heal();
     bridge.wait_connected();
     let rows = writer.stop();
@@ -280,9 +253,9 @@ fn messages_that_never_arrive_are_sent_again() {
     let bridge = rig.bridge(&[]);
 
     let writer = rig.start_writing();
-    wait_until_stored(&rig, 500);
+    rig.wait_until_stored(500);
     relay.stall(Direction::ToServer);
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     // What was under way on the connection given up on arrives now, behind the new one's back.
     relay.heal();
     bridge.wait_connected();
@@ -307,14 +280,12 @@ fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
 
     let writer = rig.start_writing();
     for _ in 0..3 {
-        let stored = stream::last_sequence(rig.nats());
-        wait_until_stored(&rig, stored + 500);
+        rig.wait_until_more_are_stored(500);
         relay.cut();
-        wait_until_not_ready(&bridge, "postgres");
+        bridge.wait_until_not_ready("postgres");
         relay.heal();
     }
-    let stored = stream::last_sequence(rig.nats());
-    wait_until_stored(&rig, stored + 500);
+    rig.wait_until_more_are_stored(500);
     relay.stall(Direction::Both);
     wait_until_written(&writer, writer.written() + 2_000);
     relay.heal();
@@ -342,7 +313,7 @@ fn a_cut_in_the_middle_of_a_large_transaction_repeats_none_of_it() {
     rig.sql("INSERT INTO numbers SELECT n, 'row' FROM generate_series(1, 50000) n");
     bridge.wait_until_ring_holds(1);
     relay.cut();
-    wait_until_not_ready(&bridge, "postgres");
+    bridge.wait_until_not_ready("postgres");
     relay.heal();
     rig.nats().resume();
     let events = rig.events();
@@ -386,7 +357,7 @@ fn asked_to_stop_with_nothing_under_way_it_ends_in_order_whatever_is_missing() {
 
     standby.drain();
     rig.postgres().stop();
-    wait_until_not_ready(&streaming, "postgres");
+    streaming.wait_until_not_ready("postgres");
     streaming.drain();
     let starting = rig.launch(&[]);
     starting.wait_for_line("PostgreSQL is not ready", DEADLINE);
@@ -412,7 +383,7 @@ fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
     rig.write_numbers(30_000);
 
     let bridge = rig.launch(&["--ring-events", "500"]);
-    wait_until_stored(&rig, 1_000);
+    rig.wait_until_stored(1_000);
     bridge.drain();
     relay.delay(Duration::ZERO);
     let stored = stream::last_sequence(rig.nats());
@@ -431,7 +402,7 @@ fn asked_to_stop_while_nats_is_away_it_gives_up_in_time_and_loses_nothing() {
     let bridge = rig.bridge(&["--drain-timeout", "1s"]);
 
     rig.nats().stop();
-    wait_until_not_ready(&bridge, "nats");
+    bridge.wait_until_not_ready("nats");
     rig.write_numbers(100);
     let status = bridge.terminate(Duration::from_secs(10));
     rig.nats().start();
@@ -457,13 +428,11 @@ fn a_second_bridge_on_the_slot_stands_by_and_takes_over() {
         standby.wait_for_line("standing by", DEADLINE);
         assert_eq!(standby.request("GET", "/ready").0, 503);
         assert_eq!(standby.status()["status"], "standby");
-        let stored = stream::last_sequence(rig.nats());
         // A little, so that what the standby sends first reaches to where the stream ends.
-        wait_until_stored(&rig, stored + 100);
+        rig.wait_until_more_are_stored(100);
         active.kill();
         standby.wait_connected();
-        let stored = stream::last_sequence(rig.nats());
-        wait_until_stored(&rig, stored + 500);
+        rig.wait_until_more_are_stored(500);
         active = standby;
     }
     let rows = writer.stop();
@@ -497,8 +466,7 @@ fn postgresql_never_hears_of_more_than_the_stream_holds() {
         });
         let writer = rig.start_writing();
         for _ in 0..3 {
-            let stored = stream::last_sequence(rig.nats());
-            wait_until_stored(&rig, stored + 500);
+            rig.wait_until_more_are_stored(500);
             relay.cut();
             wait_until_written(&writer, writer.written() + 500);
             relay.heal();

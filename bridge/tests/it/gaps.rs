@@ -9,7 +9,7 @@ use stack::{Options, eventually};
 use wire::gap::Reason;
 use wire::{Event, Message as _};
 
-use crate::history::{copy, gap, ids, store, wait_for_gap, wait_until_stored};
+use crate::history::{copy, gap, ids, store, wait_for_gap};
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 
@@ -27,7 +27,7 @@ fn with_ten_numbers(options: Options) -> Rig {
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
+    rig.wait_until_stored(10);
     bridge.drain();
     rig
 }
@@ -135,7 +135,7 @@ fn a_slot_dropped_under_a_bridge_that_may_resnapshot_does_not_end_it() {
     rig.create_numbers();
     let bridge = rig.bridge(&["--on-slot-loss", "resnapshot"]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
+    rig.wait_until_stored(10);
 
     let walsenders = format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
@@ -286,7 +286,7 @@ fn a_stream_restored_with_its_checkpoint_while_the_bridge_was_down_is_told_as_a_
     rig.nats().start();
     let bridge = rig.bridge(&["--durability", "acked"]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 20);
+    rig.wait_until_stored(20);
     bridge.drain();
 
     rig.nats().stop();

@@ -12,7 +12,7 @@ use stack::{Options, eventually};
 use wire::gap::{Gap, Reason};
 use wire::{Event, Message as _, Value};
 
-use crate::rig::{Bridge, DEADLINE, Rig};
+use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 use crate::writer::assert_numbers;
 
@@ -31,31 +31,6 @@ pub fn gap(rig: &Rig) -> Option<Gap> {
 #[track_caller]
 pub fn wait_for_gap(rig: &Rig) -> Gap {
     eventually(DEADLINE, "consumers are told of the gap", || gap(rig))
-}
-
-/// Waits until `/ready` says 503 with `why` in it.
-#[track_caller]
-pub fn wait_until_red(bridge: &Bridge, why: &str) {
-    eventually(DEADLINE, "readiness is red", || {
-        let (status, body) = bridge.request("GET", "/ready");
-        if status == 503 && body.contains(why) {
-            Ok(())
-        } else {
-            Err(body)
-        }
-    });
-}
-
-#[track_caller]
-pub fn wait_until_stored(rig: &Rig, messages: u64) {
-    eventually(DEADLINE, "the bridge stores events", || {
-        let stored = stream::last_sequence(rig.nats());
-        if stored >= messages {
-            Ok(())
-        } else {
-            Err(stored)
-        }
-    });
 }
 
 /// The numbers in the first column.
@@ -117,14 +92,14 @@ fn a_stream_rolled_back_is_refilled_from_the_slot_without_a_gap() {
     rig.create_numbers();
     let bridge = rig.bridge(&["--durability", "held"]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
     let (store, aside) = (store(&rig), rig.stack().dir().join("aside"));
     rig.nats().stop();
     copy(&store, &aside);
     rig.nats().start();
     bridge.wait_connected();
     rig.write_numbers(200);
-    wait_until_stored(&rig, 300);
+    rig.wait_until_stored(300);
 
     rig.nats().stop();
     std::fs::remove_dir_all(&store).expect("it can be removed");
@@ -148,7 +123,7 @@ fn what_a_rolled_back_stream_lost_for_good_is_told_also_after_a_restart() {
     rig.nats().start();
     let bridge = rig.bridge(&["--durability", "acked"]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
     bridge.drain();
 
     // The stream goes back, the checkpoint does not.
@@ -173,10 +148,10 @@ fn a_purged_stream_stops_the_bridge_until_that_is_accepted() {
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
+    rig.wait_until_stored(10);
 
     purge(&rig);
-    wait_until_red(&bridge, "purged");
+    bridge.wait_until_not_ready("purged");
     rig.write_numbers(10);
     assert_eq!(bridge.request("POST", "/stream/accept").0, 202);
     bridge.wait_connected();
@@ -194,7 +169,7 @@ fn a_stream_made_anew_stops_the_bridge_until_that_is_accepted() {
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
+    rig.wait_until_stored(10);
 
     stream::runtime().block_on(async {
         let context = stream::jetstream(rig.nats()).await;
@@ -203,7 +178,7 @@ fn a_stream_made_anew_stops_the_bridge_until_that_is_accepted() {
     });
     create_stream(&rig, Config::default());
     rig.write_numbers(10);
-    wait_until_red(&bridge, "made anew");
+    bridge.wait_until_not_ready("made anew");
     assert_eq!(stream::last_sequence(rig.nats()), 0);
     assert_eq!(bridge.request("POST", "/stream/accept").0, 202);
     let told = wait_for_gap(&rig);
@@ -230,7 +205,7 @@ fn restarted_after_its_last_event_has_aged_out_it_repeats_nothing() {
     );
     let bridge = rig.bridge(&[]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
     bridge.drain();
     eventually(DEADLINE, "the stream is empty", || {
         stream::count(rig.nats()) == 0
@@ -272,7 +247,7 @@ fn another_cluster_under_a_new_slot_is_not_taken_for_a_repeat() {
     }
     let bridge = rig.bridge(&[]);
     rig.write_numbers(10);
-    wait_until_stored(&rig, 10);
+    rig.wait_until_stored(10);
     bridge.drain();
     let other = Rig::alone(Options::default().own_initdb(true));
     other.create_numbers();
@@ -283,7 +258,7 @@ fn another_cluster_under_a_new_slot_is_not_taken_for_a_repeat() {
     eventually(DEADLINE, "the bridge listens", || {
         !bridge.status().is_null()
     });
-    wait_until_red(&bridge, "another PostgreSQL");
+    bridge.wait_until_not_ready("another PostgreSQL");
     other.write_numbers(10);
 
     assert_eq!(stream::last_sequence(rig.nats()), 10);
@@ -298,7 +273,7 @@ fn a_paused_bridge_that_wakes_up_does_not_disturb_the_one_that_took_over() {
     let first = rig.bridge(&[]);
     let second = rig.launch(&[]);
     let writer = rig.start_writing();
-    wait_until_stored(&rig, 500);
+    rig.wait_until_stored(500);
 
     first.pause();
     // As PostgreSQL does when the silence has lasted for wal_sender_timeout.
@@ -307,14 +282,12 @@ fn a_paused_bridge_that_wakes_up_does_not_disturb_the_one_that_took_over() {
         rig.slot
     ));
     second.wait_connected();
-    let stored = stream::last_sequence(rig.nats());
-    wait_until_stored(&rig, stored + 500);
+    rig.wait_until_more_are_stored(500);
     first.resume();
     eventually(DEADLINE, "the first one stands by", || {
         first.status()["status"] == "standby"
     });
-    let stored = stream::last_sequence(rig.nats());
-    wait_until_stored(&rig, stored + 500);
+    rig.wait_until_more_are_stored(500);
     let rows = writer.stop();
     let events = rig.events();
     second.drain();
@@ -330,7 +303,7 @@ fn a_held_bridge_does_not_hold_up_a_fast_shutdown_of_postgresql() {
     rig.create_numbers();
     let bridge = rig.bridge(&["--durability", "held"]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
 
     let started = Instant::now();
     rig.postgres().stop();
@@ -361,7 +334,7 @@ fn asked_to_stop_with_a_full_ring_it_leaves_no_hole() {
         let bridge = rig.launch(&["--ring-events", "1000", "--durability", "acked"]);
         // The one before may have stored them already; a signal before it listens to any just ends it.
         bridge.wait_for_line("PostgreSQL is ready", DEADLINE);
-        wait_until_stored(&rig, stored);
+        rig.wait_until_stored(stored);
         bridge.drain();
     }
     let bridge = rig.bridge(&[]);
@@ -380,14 +353,7 @@ fn a_transaction_that_waits_for_the_ring_is_not_confirmed() {
     rig.nats().pause();
     rig.sql("INSERT INTO numbers SELECT n, 'row' FROM generate_series(1, 1500) n");
     let committed = rig.current_wal_lsn();
-    eventually(DEADLINE, "the ring is full", || {
-        let events = bridge.metric("bridge_ring_events");
-        if events >= 1_000.0 {
-            Ok(())
-        } else {
-            Err(events)
-        }
-    });
+    bridge.wait_until_ring_holds(1_000);
     let full_since = rig.value("SELECT clock_timestamp()");
     eventually(DEADLINE, "feedback goes on", || {
         let sql = format!(

@@ -207,6 +207,25 @@ impl Rig {
         (status.code().expect("no signal ends it"), bridge.said())
     }
 
+    /// Waits until the stream has taken this many messages.
+    #[track_caller]
+    pub fn wait_until_stored(&self, messages: u64) {
+        eventually(DEADLINE, "the bridge stores events", || {
+            let stored = stream::last_sequence(self.nats());
+            if stored >= messages {
+                Ok(())
+            } else {
+                Err(stored)
+            }
+        });
+    }
+
+    /// Waits until it has taken this many more than it has now.
+    #[track_caller]
+    pub fn wait_until_more_are_stored(&self, messages: u64) {
+        self.wait_until_stored(stream::last_sequence(self.nats()) + messages);
+    }
+
     /// Every event of what was committed before this call, in the order of the stream.
     #[track_caller]
     pub fn events(&self) -> Vec<wire::Event> {
@@ -285,6 +304,19 @@ impl Bridge {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
             .unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
+    }
+
+    /// Waits until `/ready` says 503 with `why` in it.
+    #[track_caller]
+    pub fn wait_until_not_ready(&self, why: &str) {
+        eventually(DEADLINE, "the bridge notices", || {
+            let (status, body) = self.request("GET", "/ready");
+            if status == 503 && body.contains(why) {
+                Ok(())
+            } else {
+                Err(body)
+            }
+        });
     }
 
     /// Waits until this many events are between decoder and ack.

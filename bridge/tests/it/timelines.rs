@@ -8,7 +8,6 @@ use std::process::Command;
 
 use stack::{Options, PostgresVersion, eventually};
 
-use crate::history::wait_until_stored;
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 use crate::writer::assert_numbers;
@@ -51,7 +50,7 @@ fn a_promoted_server_that_has_everything_goes_on() {
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
 
     rig.postgres().stop();
     promote(&rig);
@@ -78,7 +77,7 @@ fn a_restore_to_an_earlier_point_is_refused_also_when_it_has_gone_on_beyond_the_
     rig.postgres().start();
     let bridge = rig.bridge(&[]);
     rig.write_numbers(100);
-    wait_until_stored(&rig, 100);
+    rig.wait_until_stored(100);
     let last = stream::last_of(rig.nats(), "cdc.numbers.insert").expect("there is one");
     bridge.kill();
 
