@@ -3,7 +3,6 @@
 use async_nats::jetstream::stream::{Config, StorageType};
 use stack::Options;
 
-use crate::gaps::drop_slot;
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 
@@ -141,7 +140,7 @@ fn a_slot_that_is_gone_and_another_cluster_are_seen_from_the_checkpoint() {
     assert_eq!(code, 0, "{said}");
     assert_line(&said, "ok identity", "timeline 1");
 
-    drop_slot(&rig);
+    rig.drop_slot();
     let (code, said) = check(&rig, &[]);
     assert_eq!(code, 1, "{said}");
     assert_line(&said, "fail slot", "--on-slot-loss resnapshot");

@@ -215,16 +215,7 @@ fn a_slot_dropped_under_it_ends_it_with_10_and_is_not_made_again() {
     let rig = Rig::new();
     let bridge = rig.bridge(&[]);
 
-    let walsenders = format!(
-        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
-        rig.slot
-    );
-    let drop = format!("SELECT pg_drop_replication_slot('{}')", rig.slot);
-    // The bridge comes back soon; until it is the slower one.
-    eventually(DEADLINE, "the slot is dropped", || {
-        rig.sql(&walsenders);
-        rig.postgres().try_sql_in(&rig.database, &drop)
-    });
+    rig.drop_slot();
     let status = bridge.wait(DEADLINE);
 
     assert_eq!(status.code(), Some(10), "{}", bridge.log_tail());

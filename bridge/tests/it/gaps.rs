@@ -13,14 +13,6 @@ use crate::history::{copy, gap, ids, store, wait_for_gap};
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 
-#[track_caller]
-pub fn drop_slot(rig: &Rig) {
-    eventually(DEADLINE, "the slot can be dropped", || {
-        let sql = format!("SELECT pg_drop_replication_slot('{}')", rig.slot);
-        rig.postgres().try_sql_in(&rig.database, &sql)
-    });
-}
-
 /// A rig whose stream holds the numbers 1 to 10; the bridge has gone.
 fn with_ten_numbers(options: Options) -> Rig {
     let rig = Rig::alone(options);
@@ -76,7 +68,7 @@ pub fn limit_stream(rig: &Rig, messages: i64) {
 #[test]
 fn a_dropped_slot_halts_the_bridge_at_every_start_until_it_may_resnapshot() {
     let rig = with_ten_numbers(Options::default());
-    drop_slot(&rig);
+    rig.drop_slot();
     rig.write_numbers(10);
 
     for _ in 0..2 {
@@ -137,15 +129,7 @@ fn a_slot_dropped_under_a_bridge_that_may_resnapshot_does_not_end_it() {
     rig.write_numbers(10);
     rig.wait_until_stored(10);
 
-    let walsenders = format!(
-        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
-        rig.slot
-    );
-    let drop = format!("SELECT pg_drop_replication_slot('{}')", rig.slot);
-    eventually(DEADLINE, "the slot is dropped", || {
-        rig.sql(&walsenders);
-        rig.postgres().try_sql_in(&rig.database, &drop)
-    });
+    rig.drop_slot();
     let told = wait_for_gap(&rig);
     rig.write_numbers(10);
     let events = rig.events();
@@ -159,7 +143,7 @@ fn a_slot_dropped_under_a_bridge_that_may_resnapshot_does_not_end_it() {
 #[test]
 fn a_gap_is_told_also_when_the_bridge_dies_between_the_new_slot_and_the_message() {
     let rig = with_ten_numbers(Options::default());
-    drop_slot(&rig);
+    rig.drop_slot();
     rig.write_numbers(10);
     limit_stream(&rig, 10);
 
@@ -258,7 +242,7 @@ fn skipping_what_the_stream_holds_is_no_gap() {
 #[test]
 fn a_slot_made_anew_by_hand_is_told_as_a_gap() {
     let rig = with_ten_numbers(Options::default());
-    drop_slot(&rig);
+    rig.drop_slot();
     rig.write_numbers(10);
     rig.sql(&format!(
         "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",

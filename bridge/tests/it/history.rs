@@ -276,11 +276,7 @@ fn a_paused_bridge_that_wakes_up_does_not_disturb_the_one_that_took_over() {
     rig.wait_until_stored(500);
 
     first.pause();
-    // As PostgreSQL does when the silence has lasted for wal_sender_timeout.
-    rig.sql(&format!(
-        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
-        rig.slot
-    ));
+    rig.terminate_walsender();
     second.wait_connected();
     rig.wait_until_more_are_stored(500);
     first.resume();

@@ -148,6 +148,25 @@ impl Rig {
         Some(lsn.parse().expect("PostgreSQL prints LSNs"))
     }
 
+    /// As PostgreSQL does when the silence of the slot's reader has lasted for wal_sender_timeout.
+    pub fn terminate_walsender(&self) {
+        self.sql(&format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
+            self.slot
+        ));
+    }
+
+    /// Drops the slot, also under a bridge that reads it.
+    #[track_caller]
+    pub fn drop_slot(&self) {
+        let sql = format!("SELECT pg_drop_replication_slot('{}')", self.slot);
+        // The bridge comes back soon; until it is the slower one.
+        eventually(DEADLINE, "the slot is dropped", || {
+            self.terminate_walsender();
+            self.postgres().try_sql_in(&self.database, &sql)
+        });
+    }
+
     pub fn current_wal_lsn(&self) -> Lsn {
         let lsn = self.value("SELECT pg_current_wal_lsn()");
         lsn.parse().expect("PostgreSQL prints LSNs")
