@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use stack::{Direction, Options, Relay, eventually};
+use stack::{Direction, Options, eventually};
 use wire::Lsn;
 
 use crate::rig::{DEADLINE, Rig};
@@ -203,8 +203,7 @@ fn postgresql_can_be_stopped_while_a_full_ring_keeps_the_bridge_from_reading() {
 #[test]
 fn a_cut_between_bridge_and_nats_loses_nothing() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.nats().addr()).unwrap();
-    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    let relay = rig.relay_nats();
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
 
@@ -225,8 +224,7 @@ fn a_cut_between_bridge_and_nats_loses_nothing() {
 #[test]
 fn acks_that_never_come_are_given_up_on_and_nothing_is_sent_twice() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.nats().addr()).unwrap();
-    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    let relay = rig.relay_nats();
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
 
@@ -247,8 +245,7 @@ fn acks_that_never_come_are_given_up_on_and_nothing_is_sent_twice() {
 #[test]
 fn messages_that_never_arrive_are_sent_again() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.nats().addr()).unwrap();
-    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    let relay = rig.relay_nats();
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
 
@@ -269,12 +266,7 @@ fn messages_that_never_arrive_are_sent_again() {
 #[test]
 fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.postgres().addr()).unwrap();
-    rig.pg_url = format!(
-        "postgresql://postgres:postgres@{}/{}",
-        relay.addr(),
-        rig.database
-    );
+    let relay = rig.relay_postgres();
     rig.create_numbers();
     let bridge = rig.bridge(&[]);
 
@@ -299,12 +291,7 @@ fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
 #[test]
 fn a_cut_in_the_middle_of_a_large_transaction_repeats_none_of_it() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.postgres().addr()).unwrap();
-    rig.pg_url = format!(
-        "postgresql://postgres:postgres@{}/{}",
-        relay.addr(),
-        rig.database
-    );
+    let relay = rig.relay_postgres();
     rig.create_numbers();
     let bridge = rig.bridge(&["--ring-events", "1000"]);
 
@@ -375,9 +362,8 @@ fn asked_to_stop_with_nothing_under_way_it_ends_in_order_whatever_is_missing() {
 fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
     let mut rig = Rig::new();
     // 500 events per round trip of 50 ms: seconds for all of them, on any machine.
-    let relay = Relay::to(rig.nats().addr()).unwrap();
+    let relay = rig.relay_nats();
     relay.delay(Duration::from_millis(50));
-    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
     rig.create_numbers();
     rig.bridge(&[]).drain();
     rig.write_numbers(30_000);
@@ -445,8 +431,7 @@ fn a_second_bridge_on_the_slot_stands_by_and_takes_over() {
 #[test]
 fn postgresql_never_hears_of_more_than_the_stream_holds() {
     let mut rig = Rig::new();
-    let relay = Relay::to(rig.nats().addr()).unwrap();
-    rig.nats_url = format!("nats://admin:admin@{}", relay.addr());
+    let relay = rig.relay_nats();
     rig.create_numbers();
     let bridge = rig.bridge(&["--ring-events", "5000"]);
     let is_over = AtomicBool::new(false);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use stack::{Nats, Options, Postgres, Process, Program, Stack, eventually};
+use stack::{Nats, Options, Postgres, Process, Program, Relay, Stack, eventually};
 use wire::{Lsn, Value};
 
 use crate::stream::{self, Stored};
@@ -117,6 +117,24 @@ impl Rig {
 
     pub fn stack(&self) -> &Stack {
         &self.nats
+    }
+
+    /// What the bridge says to NATS goes through the relay from now on.
+    pub fn relay_nats(&mut self) -> Relay {
+        let relay = Relay::to(self.nats().addr()).expect("a port is free");
+        self.nats_url = self.nats().url_via(relay.addr());
+        relay
+    }
+
+    /// What the bridge says to PostgreSQL goes through the relay from now on.
+    pub fn relay_postgres(&mut self) -> Relay {
+        let relay = Relay::to(self.postgres().addr()).expect("a port is free");
+        self.pg_url = format!(
+            "postgresql://postgres:postgres@{}/{}",
+            relay.addr(),
+            self.database
+        );
+        relay
     }
 
     /// Statements of one text are one transaction.
