@@ -1,7 +1,8 @@
 //! Nothing missing, nothing twice, in order: whoever dies, for however long.
 //!
 //! In: numbered rows while something breaks. Out: the same numbers, once each.
-//! Must hold: every test ends with `assert_numbers` over the whole stream.
+//! Must hold: every test ends with `assert_numbers` over the whole stream, most of them through
+//! `assert_drains_to_numbers`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,10 +27,8 @@ fn rows_written_while_the_bridge_is_away_are_all_sent() {
 
     rig.write_numbers(110);
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 110);
+    rig.assert_drains_to_numbers(&bridge, 110);
 }
 
 #[test]
@@ -45,10 +44,8 @@ fn killed_in_the_middle_of_drains_it_goes_on_where_the_stream_ends() {
         bridge.kill();
     }
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 20_000);
+    rig.assert_drains_to_numbers(&bridge, 20_000);
 }
 
 #[test]
@@ -66,10 +63,8 @@ fn killed_again_and_again_under_load_it_loses_and_repeats_nothing() {
     }
     let rows = writer.stop();
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -85,10 +80,8 @@ fn a_transaction_larger_than_the_ring_survives_a_kill_in_its_middle() {
         bridge.kill();
     }
     let bridge = rig.bridge(&["--ring-events", "1000"]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 20_000);
+    rig.assert_drains_to_numbers(&bridge, 20_000);
 }
 
 #[test]
@@ -106,10 +99,8 @@ fn nats_stopped_under_load_loses_nothing() {
     bridge.wait_connected();
     wait_until_written(&writer, writer.written() + 1_000);
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -126,10 +117,8 @@ fn nats_killed_under_load_loses_nothing() {
         rig.nats().start();
     }
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -167,10 +156,8 @@ fn postgresql_can_be_stopped_while_events_wait_for_nats() {
     rig.postgres().start();
     rig.nats().start();
     bridge.wait_connected();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 100);
+    rig.assert_drains_to_numbers(&bridge, 100);
 }
 
 #[test]
@@ -194,10 +181,8 @@ fn postgresql_can_be_stopped_while_a_full_ring_keeps_the_bridge_from_reading() {
     rig.postgres().start();
     rig.nats().start();
     bridge.wait_connected();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 20_000);
+    rig.assert_drains_to_numbers(&bridge, 20_000);
 }
 
 #[test]
@@ -215,10 +200,8 @@ fn a_cut_between_bridge_and_nats_loses_nothing() {
         relay.heal();
     }
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -236,10 +219,8 @@ fn acks_that_never_come_are_given_up_on_and_nothing_is_sent_twice() {
     relay.heal();
     bridge.wait_connected();
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -257,10 +238,8 @@ fn messages_that_never_arrive_are_sent_again() {
     relay.heal();
     bridge.wait_connected();
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -282,10 +261,8 @@ fn a_cut_or_a_stall_between_postgresql_and_bridge_loses_nothing() {
     wait_until_written(&writer, writer.written() + 2_000);
     relay.heal();
     let rows = writer.stop();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&bridge, rows);
 }
 
 #[test]
@@ -303,10 +280,8 @@ fn a_cut_in_the_middle_of_a_large_transaction_repeats_none_of_it() {
     bridge.wait_until_not_ready("postgres");
     relay.heal();
     rig.nats().resume();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 50_000);
+    rig.assert_drains_to_numbers(&bridge, 50_000);
 }
 
 #[test]
@@ -326,10 +301,8 @@ fn servers_that_are_not_there_yet_are_waited_for() {
     bridge.wait_for_line("PostgreSQL is ready", DEADLINE);
     rig.nats().start();
     bridge.wait_connected();
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 10);
+    rig.assert_drains_to_numbers(&bridge, 10);
 }
 
 #[test]
@@ -352,10 +325,8 @@ fn asked_to_stop_with_nothing_under_way_it_ends_in_order_whatever_is_missing() {
     rig.postgres().start();
     rig.write_numbers(10);
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 20);
+    rig.assert_drains_to_numbers(&bridge, 20);
 }
 
 #[test]
@@ -374,11 +345,9 @@ fn asked_to_stop_while_draining_it_ends_in_order_and_the_next_start_goes_on() {
     relay.delay(Duration::ZERO);
     let stored = stream::last_sequence(rig.nats());
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
     assert!(stored < 30_000, "it was asked in the middle");
-    assert_numbers(&events, 30_000);
+    rig.assert_drains_to_numbers(&bridge, 30_000);
 }
 
 #[test]
@@ -393,11 +362,9 @@ fn asked_to_stop_while_nats_is_away_it_gives_up_in_time_and_loses_nothing() {
     let status = bridge.terminate(Duration::from_secs(10));
     rig.nats().start();
     let again = rig.bridge(&[]);
-    let events = rig.events();
-    again.drain();
 
     assert_eq!(status.code(), Some(3), "{}", bridge.log_tail());
-    assert_numbers(&events, 100);
+    rig.assert_drains_to_numbers(&again, 100);
 }
 
 #[test]
@@ -422,10 +389,8 @@ fn a_second_bridge_on_the_slot_stands_by_and_takes_over() {
         active = standby;
     }
     let rows = writer.stop();
-    let events = rig.events();
-    active.drain();
 
-    assert_numbers(&events, rows);
+    rig.assert_drains_to_numbers(&active, rows);
 }
 
 #[test]

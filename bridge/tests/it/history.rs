@@ -14,7 +14,6 @@ use wire::{Event, Message as _, Value};
 
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
-use crate::writer::assert_numbers;
 
 /// The message on the gap subject, if there is one.
 pub fn gap(rig: &Rig) -> Option<Gap> {
@@ -105,11 +104,9 @@ fn a_stream_rolled_back_is_refilled_from_the_slot_without_a_gap() {
     std::fs::remove_dir_all(&store).expect("it can be removed");
     copy(&aside, &store);
     rig.nats().start();
-    let events = rig.events();
 
-    assert_numbers(&events, 300);
+    rig.assert_drains_to_numbers(&bridge, 300);
     assert_eq!(gap(&rig), None);
-    bridge.drain();
 }
 
 #[test]
@@ -285,12 +282,10 @@ fn a_paused_bridge_that_wakes_up_does_not_disturb_the_one_that_took_over() {
     });
     rig.wait_until_more_are_stored(500);
     let rows = writer.stop();
-    let events = rig.events();
-    second.drain();
+
+    rig.assert_drains_to_numbers(&second, rows);
     first.wait_connected();
     first.drain();
-
-    assert_numbers(&events, rows);
 }
 
 #[test]
@@ -306,12 +301,10 @@ fn a_held_bridge_does_not_hold_up_a_fast_shutdown_of_postgresql() {
     let took = started.elapsed();
     rig.postgres().start();
     rig.write_numbers(100);
-    let events = rig.events();
-    bridge.drain();
 
     // It would take the 130 s of the hold.
     assert!(took < Duration::from_mins(1), "{took:?}");
-    assert_numbers(&events, 200);
+    rig.assert_drains_to_numbers(&bridge, 200);
 }
 
 #[test]
@@ -334,10 +327,8 @@ fn asked_to_stop_with_a_full_ring_it_leaves_no_hole() {
         bridge.drain();
     }
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
 
-    assert_numbers(&events, 50_000);
+    rig.assert_drains_to_numbers(&bridge, 50_000);
 }
 
 #[test]
@@ -372,7 +363,6 @@ fn a_transaction_that_waits_for_the_ring_is_not_confirmed() {
     bridge.kill();
     rig.nats().resume();
     let bridge = rig.bridge(&[]);
-    let events = rig.events();
-    bridge.drain();
-    assert_numbers(&events, 1_500);
+
+    rig.assert_drains_to_numbers(&bridge, 1_500);
 }

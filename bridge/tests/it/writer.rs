@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use wire::{Event, Value};
 
-use crate::rig::Rig;
+use crate::rig::{Bridge, Rig};
 
 /// Rows of one transaction.
 pub const PER_TRANSACTION: u64 = 10;
@@ -46,6 +46,15 @@ impl Rig {
         self.value("SELECT count(*) FROM numbers")
             .parse()
             .expect("a count")
+    }
+
+    /// The bridge drains in order, and of what was committed before this call the stream holds each of
+    /// the rows 1 to `rows` once, in order, and nothing else.
+    #[track_caller]
+    pub fn assert_drains_to_numbers(&self, bridge: &Bridge, rows: u64) {
+        let events = self.events();
+        bridge.drain();
+        assert_numbers(&events, rows);
     }
 
     /// Goes on until the `Writer` is stopped or dropped.
