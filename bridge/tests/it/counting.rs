@@ -44,6 +44,16 @@ fn die_in_the_middle(rig: &Rig, arguments: &[&str], stored: i64) {
     limit_stream(rig, -1);
 }
 
+/// Another bridge, and another transaction: everything in the stream.
+#[track_caller]
+fn go_on(rig: &Rig, arguments: &[&str]) -> Vec<Event> {
+    let bridge = rig.bridge(arguments);
+    write_both(rig, ROWS + 1);
+    let events = rig.events();
+    bridge.drain();
+    events
+}
+
 /// Rows of the tables, in the order of the stream.
 fn rows(events: &[Event], table: &str) -> Vec<i64> {
     let rows = events.iter().filter(|event| event.table == table);
@@ -63,10 +73,7 @@ fn a_transaction_begun_with_more_tables_is_finished_with_them() {
     let rig = rig();
     die_in_the_middle(&rig, &["--table", "even,odd,fence"], 1_001);
 
-    let bridge = rig.bridge(&["--table", "odd,fence"]);
-    write_both(&rig, ROWS + 1);
-    let events = rig.events();
-    bridge.drain();
+    let events = go_on(&rig, &["--table", "odd,fence"]);
 
     assert_eq!(rows(&events, "even"), numbers(0, ROWS - 2));
     assert_eq!(rows(&events, "odd"), numbers(1, 2 * ROWS - 1));
@@ -77,10 +84,7 @@ fn a_transaction_begun_with_fewer_tables_is_finished_without_the_others() {
     let rig = rig();
     die_in_the_middle(&rig, &["--table", "odd,fence"], 701);
 
-    let bridge = rig.bridge(&["--table", "even,odd,fence"]);
-    write_both(&rig, ROWS + 1);
-    let events = rig.events();
-    bridge.drain();
+    let events = go_on(&rig, &["--table", "even,odd,fence"]);
 
     assert_eq!(rows(&events, "even"), numbers(ROWS, 2 * ROWS - 2));
     assert_eq!(rows(&events, "odd"), numbers(1, 2 * ROWS - 1));
@@ -95,10 +99,7 @@ fn a_transaction_begun_with_tables_that_are_not_published_any_more_is_finished()
     // Again before anything else is written: the stream ends with an event of no table of this bridge.
     rig.stored();
     bridge.kill();
-    let bridge = rig.bridge(&["--table", "even,fence"]);
-    write_both(&rig, ROWS + 1);
-    let events = rig.events();
-    bridge.drain();
+    let events = go_on(&rig, &["--table", "even,fence"]);
 
     assert_eq!(rows(&events, "even"), numbers(ROWS, 2 * ROWS - 2));
     assert_eq!(rows(&events, "odd"), numbers(1, ROWS - 1));
@@ -111,10 +112,7 @@ fn a_transaction_begun_with_another_publication_is_finished_with_that() {
     die_in_the_middle(&rig, &[], 1_001);
 
     rig.publication = "odds".to_owned();
-    let bridge = rig.bridge(&[]);
-    write_both(&rig, ROWS + 1);
-    let events = rig.events();
-    bridge.drain();
+    let events = go_on(&rig, &[]);
 
     assert_eq!(rows(&events, "even"), numbers(0, ROWS - 2));
     assert_eq!(rows(&events, "odd"), numbers(1, 2 * ROWS - 1));
@@ -129,10 +127,7 @@ fn tables_added_between_two_transactions_repeat_nothing_of_the_first() {
     bridge.kill();
 
     // PostgreSQL was not told yet, so it sends the first transaction again.
-    let bridge = rig.bridge(&["--table", "even,odd,fence"]);
-    write_both(&rig, ROWS + 1);
-    let events = rig.events();
-    bridge.drain();
+    let events = go_on(&rig, &["--table", "even,odd,fence"]);
 
     assert_eq!(rows(&events, "even"), numbers(ROWS, 2 * ROWS - 2));
     assert_eq!(rows(&events, "odd"), numbers(1, 2 * ROWS - 1));

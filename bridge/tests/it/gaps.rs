@@ -301,14 +301,7 @@ fn what_held_no_event_is_confirmed_and_never_taken_for_a_gap() {
         rig.write_numbers(10);
         rig.sql("INSERT INTO other SELECT generate_series(1, 1000)");
         let written = rig.current_wal_lsn();
-        eventually(DEADLINE, "it is confirmed", || {
-            let confirmed = rig.confirmed_flush_lsn().expect("there is a slot");
-            if confirmed >= written {
-                Ok(())
-            } else {
-                Err(confirmed)
-            }
-        });
+        rig.wait_until_confirmed(written);
         bridge.kill();
         assert_eq!(stream::last_sequence(rig.nats()), 10 * round);
     }

@@ -26,14 +26,7 @@ fn an_idle_publication_does_not_pin_the_wal_of_another_database() {
         after.0 - before.0
     );
 
-    eventually(DEADLINE, "what was written is confirmed", || {
-        let confirmed = rig.confirmed_flush_lsn().expect("there is a slot");
-        if confirmed >= after {
-            Ok(())
-        } else {
-            Err(confirmed)
-        }
-    });
+    rig.wait_until_confirmed(after);
     // PostgreSQL: a slot lets go of WAL where it meets the record of running transactions that a
     // checkpoint writes.
     eventually(DEADLINE, "the slot keeps no WAL", || {

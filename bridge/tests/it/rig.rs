@@ -166,6 +166,19 @@ impl Rig {
         Some(lsn.parse().expect("PostgreSQL prints LSNs"))
     }
 
+    /// Waits until the slot has been told this much.
+    #[track_caller]
+    pub fn wait_until_confirmed(&self, lsn: Lsn) {
+        eventually(DEADLINE, "it is confirmed", || {
+            let confirmed = self.confirmed_flush_lsn().expect("there is a slot");
+            if confirmed >= lsn {
+                Ok(())
+            } else {
+                Err(confirmed)
+            }
+        });
+    }
+
     /// As PostgreSQL does when the silence of the slot's reader has lasted for wal_sender_timeout.
     pub fn terminate_walsender(&self) {
         self.sql(&format!(
