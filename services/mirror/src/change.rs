@@ -114,34 +114,11 @@ fn value(shape: &Shape, index: usize, column: &Column) -> Result<Sql, Mismatch> 
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use wire::schema::ReplicaIdentity;
-    use wire::{Lsn, Value};
 
     use super::*;
-    use crate::shape::tests::schema;
-
-    pub(crate) fn event(operation: Operation, columns: Vec<Column>) -> Event {
-        Event {
-            table: "t".to_owned(),
-            operation,
-            relation_id: 1,
-            lsn: Lsn(1),
-            columns,
-            schema: "public".to_owned(),
-            commit_lsn: Lsn(10),
-            seq: 1,
-            xid: 7,
-            commit_time: 0,
-            schema_version: 1,
-            last: true,
-            old: Vec::new(),
-            unchanged: Vec::new(),
-            cascade: None,
-            restart_identity: None,
-            oversize: None,
-        }
-    }
+    use crate::sample::{event, int, schema};
 
     fn shape() -> Shape {
         let columns = [
@@ -150,10 +127,6 @@ pub(crate) mod tests {
             (3, "n", "integer"),
         ];
         Shape::new(&schema(1, &columns, &["id"]), "t").unwrap()
-    }
-
-    fn int(name: &str, value: i64) -> Column {
-        Column::new(name, Value::Int(value))
     }
 
     #[test]

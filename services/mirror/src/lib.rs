@@ -29,3 +29,7 @@ pub mod seed;
 pub mod chain;
 pub mod config;
 pub mod progress;
+
+#[cfg(test)]
+#[path = "../tests/it/sample.rs"]
+mod sample;

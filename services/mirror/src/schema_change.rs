@@ -145,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::shape::tests::schema;
+    use crate::sample::schema;
 
     fn names(schema: &Schema) -> Vec<&str> {
         schema

@@ -234,44 +234,9 @@ fn row_id(columns: &[Column]) -> Result<&'static str, Error> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A schema from `name type` pairs; those in `key` are the primary key.
-    pub(crate) fn schema(version: u32, columns: &[(u32, &str, &str)], key: &[&str]) -> Schema {
-        let columns = columns
-            .iter()
-            .map(|(position, name, data_type)| wire::schema::Column {
-                name: (*name).to_owned(),
-                position: *position,
-                data_type: (*data_type).to_owned(),
-                is_nullable: true,
-                column_default: None,
-                type_oid: 0,
-                generated: wire::schema::Generated::Never,
-                has_default: false,
-                enum_labels: Vec::new(),
-                privileges: wire::schema::Privileges::default(),
-            });
-        let key: Vec<String> = key.iter().map(|name| (*name).to_owned()).collect();
-        Schema {
-            table: "t".to_owned(),
-            schema: "public.t".to_owned(),
-            timestamp: 0,
-            columns: columns.collect(),
-            version,
-            valid_from: wire::Position::START,
-            primary_key: key.clone(),
-            replica_identity: ReplicaIdentity::Default,
-            identity_columns: key,
-            foreign_keys: Vec::new(),
-            privileges: wire::schema::Privileges::default(),
-            row_security: false,
-            relation_id: 0,
-            seed_version: 0,
-            bridges: Vec::new(),
-        }
-    }
+    use crate::sample::schema;
 
     #[test]
     fn names_are_quoted_and_types_are_strict() {

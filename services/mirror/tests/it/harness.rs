@@ -9,10 +9,13 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use rusqlite::{Connection, OpenFlags};
 use stack::{Options, Process, Stack};
 use wire::names::{self, BUCKET_SCHEMAS, PUBLIC};
-use wire::schema::{Generated, Privileges, ReplicaIdentity, Schema};
+use wire::schema::Schema;
 use wire::snapshot::{Chunk, Meta, Snapshot, Start};
 use wire::snapshot_request::{Compression, Reply, Values};
-use wire::{Column, Event, Lsn, Message, Operation, Position, Row, SubjectPattern, Value};
+use wire::{Column, Event, Lsn, Message, Operation, Row, SubjectPattern, Value};
+
+use crate::sample;
+pub use crate::sample::int;
 
 pub const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -340,37 +343,10 @@ fn shown(value: &rusqlite::types::Value) -> String {
 
 /// Of `(attnum, name, type)`.
 pub fn schema(table: &str, version: u32, columns: &[(u32, &str, &str)], key: &[&str]) -> Schema {
-    let columns = columns
-        .iter()
-        .map(|(position, name, data_type)| wire::schema::Column {
-            name: (*name).to_owned(),
-            position: *position,
-            data_type: (*data_type).to_owned(),
-            is_nullable: true,
-            column_default: None,
-            type_oid: 0,
-            generated: Generated::Never,
-            has_default: false,
-            enum_labels: Vec::new(),
-            privileges: Privileges::default(),
-        });
-    let key: Vec<String> = key.iter().map(|name| (*name).to_owned()).collect();
     Schema {
         table: table.to_owned(),
         schema: format!("public.{table}"),
-        timestamp: 0,
-        columns: columns.collect(),
-        version,
-        valid_from: Position::START,
-        primary_key: key.clone(),
-        replica_identity: ReplicaIdentity::Default,
-        identity_columns: key,
-        foreign_keys: Vec::new(),
-        privileges: Privileges::default(),
-        row_security: false,
-        relation_id: 0,
-        seed_version: 0,
-        bridges: Vec::new(),
+        ..sample::schema(version, columns, key)
     }
 }
 
@@ -400,10 +376,6 @@ pub fn text(value: Option<&str>) -> Value {
     value.map_or(Value::Null, |value| Value::Text(value.to_owned()))
 }
 
-pub fn int(name: &str, value: i64) -> Column {
-    Column::new(name, Value::Int(value))
-}
-
 pub fn string(name: &str, value: &str) -> Column {
     Column::new(name, Value::Text(value.to_owned()))
 }
@@ -411,22 +383,7 @@ pub fn string(name: &str, value: &str) -> Column {
 pub fn event(table: &str, operation: Operation, columns: Vec<Column>) -> Event {
     Event {
         table: table.to_owned(),
-        operation,
-        relation_id: 1,
-        lsn: Lsn(1),
-        columns,
-        schema: "public".to_owned(),
-        commit_lsn: Lsn(0),
-        seq: 0,
-        xid: 0,
-        commit_time: 0,
-        schema_version: 1,
-        last: false,
-        old: Vec::new(),
-        unchanged: Vec::new(),
-        cascade: None,
-        restart_identity: None,
-        oversize: None,
+        ..sample::event(operation, columns)
     }
 }
 

@@ -3,6 +3,7 @@
 mod bridge;
 mod faults;
 mod harness;
+mod sample;
 mod seeding;
 mod shapes;
 mod stream;
