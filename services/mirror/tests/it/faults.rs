@@ -12,10 +12,8 @@ use crate::harness::*;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_killed_again_and_again_applies_every_change_once() {
     const TRANSACTIONS: u64 = 400;
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
+    let world = World::with_users(&[]).await;
     world.publish_schema(&orders()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
     world.snapshot(made(&orders(), &[], 100, 0)).await;
     let mut expected = BTreeMap::new();
 
@@ -59,11 +57,7 @@ async fn a_mirror_killed_again_and_again_applies_every_change_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_gap_all_rows_are_read_anew_and_only_once() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world
-        .snapshot(made(&users(), &[&["1", "one", "x"]], 100, 0))
-        .await;
+    let world = World::with_users(&[&["1", "one", "x"]]).await;
     let mirror = world.mirror("users", &[]);
     world.wait_for_rows("SELECT id FROM users", &["1"]).await;
     let mut requests = world.requests().await;
@@ -85,9 +79,7 @@ async fn after_a_gap_all_rows_are_read_anew_and_only_once() {
         .await;
 
     world.wait_for_rows("SELECT id FROM users", &["2"]).await;
-    world
-        .transaction(210, vec![insert("users", user(3, "three"))])
-        .await;
+    world.insert_user(210, 3, "three").await;
     world
         .wait_for_rows("SELECT id FROM users", &["2", "3"])
         .await;
@@ -97,21 +89,11 @@ async fn after_a_gap_all_rows_are_read_anew_and_only_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_retention_overtook_is_seeded_anew() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world
-        .snapshot(made(&users(), &[&["1", "one", "x"]], 100, 0))
-        .await;
-    world
-        .transaction(110, vec![insert("users", user(2, "two"))])
-        .await;
+    let world = World::with_users(&[&["1", "one", "x"]]).await;
+    world.insert_user(110, 2, "two").await;
     world.catch_up("users");
-    world
-        .transaction(120, vec![insert("users", user(3, "three"))])
-        .await;
-    let last = world
-        .transaction(130, vec![insert("users", user(4, "four"))])
-        .await;
+    world.insert_user(120, 3, "three").await;
+    let last = world.insert_user(130, 4, "four").await;
     let file = rusqlite::Connection::open(world.db()).unwrap();
     let mine = "CREATE INDEX mine ON users (name); CREATE VIEW names AS SELECT name FROM users";
     file.execute_batch(mine).unwrap();
@@ -134,22 +116,12 @@ async fn a_table_that_retention_overtook_is_seeded_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_lost_from_the_middle_is_noticed() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     world.catch_up("users");
-    let before = world
-        .transaction(110, vec![insert("users", user(1, "one"))])
-        .await;
-    let lost = world
-        .transaction(120, vec![insert("users", user(2, "two"))])
-        .await;
-    world
-        .transaction(130, vec![insert("users", user(3, "three"))])
-        .await;
-    world
-        .transaction(140, vec![insert("users", user(4, "four"))])
-        .await;
+    let before = world.insert_user(110, 1, "one").await;
+    let lost = world.insert_user(120, 2, "two").await;
+    world.insert_user(130, 3, "three").await;
+    world.insert_user(140, 4, "four").await;
     let stream = world.context.get_stream("CDC").await.unwrap();
     stream.delete_message(lost).await.unwrap();
     let mut requests = world.requests().await;
@@ -169,21 +141,13 @@ async fn a_message_lost_from_the_middle_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_made_anew_is_not_taken_for_the_old_one() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
-    world
-        .transaction(110, vec![insert("users", user(1, "one"))])
-        .await;
+    let world = World::with_users(&[]).await;
+    world.insert_user(110, 1, "one").await;
     world.catch_up("users");
     world.context.delete_stream("CDC").await.unwrap();
     world.make_stream("CDC", "cdc.>").await;
-    world
-        .transaction(120, vec![insert("users", user(2, "two"))])
-        .await;
-    let last = world
-        .transaction(130, vec![insert("users", user(3, "three"))])
-        .await;
+    world.insert_user(120, 2, "two").await;
+    let last = world.insert_user(130, 3, "three").await;
     let mut requests = world.requests().await;
 
     let mirror = world.mirror("users", &["--once"]);
@@ -197,9 +161,7 @@ async fn a_stream_made_anew_is_not_taken_for_the_old_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_differ_are_said_and_read_anew() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     world.catch_up("users");
     let last = world
         .transaction(110, vec![delete("users", vec![int("id", 1)])])
@@ -222,18 +184,14 @@ async fn rows_that_differ_are_said_and_read_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_two_bridges_in_one_stream_are_refused() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     let mut open = insert("users", user(1, "one"));
     (open.commit_lsn, open.seq) = (Lsn(120), 1);
     world.publish_event(&open).await;
     world
         .transaction(110, vec![insert("strangers", vec![int("id", 1)])])
         .await;
-    world
-        .transaction(130, vec![insert("users", user(2, "two"))])
-        .await;
+    world.insert_user(130, 2, "two").await;
 
     let mirror = world.mirror("users", &["--once"]);
 
@@ -247,13 +205,9 @@ async fn events_of_two_bridges_in_one_stream_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_may_go_away_and_come_back() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     let mirror = world.mirror("users", &[]);
-    world
-        .transaction(110, vec![insert("users", user(1, "one"))])
-        .await;
+    world.insert_user(110, 1, "one").await;
     world.wait_for_rows("SELECT id FROM users", &["1"]).await;
 
     world.stack.nats().kill();
@@ -262,9 +216,7 @@ async fn nats_may_go_away_and_come_back() {
         world.context.get_stream("CDC").await.is_ok()
     })
     .await;
-    world
-        .transaction(120, vec![insert("users", user(2, "two"))])
-        .await;
+    world.insert_user(120, 2, "two").await;
 
     world
         .wait_for_rows("SELECT id FROM users", &["1", "2"])
@@ -274,9 +226,7 @@ async fn nats_may_go_away_and_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_file_has_one_mirror() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     let first = world.mirror("users", &[]);
     first.wait_for_line("follows the stream", DEADLINE);
 
@@ -301,10 +251,8 @@ async fn one_file_has_one_mirror() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_beside_a_mirror_that_is_killed_sees_whole_transactions_only() {
     const TRANSACTIONS: u64 = 300;
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
+    let world = World::with_users(&[]).await;
     world.publish_schema(&orders()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
     world.snapshot(made(&orders(), &[], 100, 0)).await;
     world.catch_up("users,orders");
     let reader = rusqlite::Connection::open(world.db()).unwrap();

@@ -35,6 +35,14 @@ impl World {
         world
     }
 
+    /// With table `users`, of which a snapshot at LSN 100 has these rows.
+    pub async fn with_users(rows: &[&[&'static str]]) -> Self {
+        let world = Self::new().await;
+        world.publish_schema(&users()).await;
+        world.snapshot(made(&users(), rows, 100, 0)).await;
+        world
+    }
+
     /// Without streams and buckets: a bridge will make them.
     pub async fn on(stack: Stack) -> Self {
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
@@ -86,6 +94,12 @@ impl World {
             sequence = self.publish_event(&event).await;
         }
         sequence
+    }
+
+    /// A transaction that inserts a row of `users`; its sequence.
+    pub async fn insert_user(&self, commit_lsn: u64, id: i64, name: &str) -> u64 {
+        let row = insert("users", user(id, name));
+        self.transaction(commit_lsn, vec![row]).await
     }
 
     pub async fn publish_event(&self, event: &Event) -> u64 {

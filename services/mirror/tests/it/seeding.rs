@@ -11,18 +11,12 @@ async fn an_existing_snapshot_is_joined_exactly() {
     let world = World::new().await;
     world.publish_schema(&users()).await;
     // In the rows already: committed before, or visible although it committed behind `lsn`.
-    world
-        .transaction(90, vec![insert("users", user(1, "one"))])
-        .await;
-    let cdc_seq = world
-        .transaction(95, vec![insert("users", user(2, "two"))])
-        .await;
+    world.insert_user(90, 1, "one").await;
+    let cdc_seq = world.insert_user(95, 2, "two").await;
     let mut visible = insert("users", user(3, "three"));
     visible.xid = 777;
     world.transaction(110, vec![visible]).await;
-    world
-        .transaction(120, vec![insert("users", user(4, "four"))])
-        .await;
+    world.insert_user(120, 4, "four").await;
     let rows: &[&[&str]] = &[
         &["1", "one", "NULL"],
         &["2", "two", "NULL"],

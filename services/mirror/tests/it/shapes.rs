@@ -12,14 +12,8 @@ fn of_version(mut event: wire::Event, version: u32) -> wire::Event {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_added_dropped_and_renamed_with_the_first_row_of_the_new_shape() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world
-        .snapshot(made(&users(), &[&["1", "one", "x"]], 100, 0))
-        .await;
-    world
-        .transaction(110, vec![insert("users", user(2, "two"))])
-        .await;
+    let world = World::with_users(&[&["1", "one", "x"]]).await;
+    world.insert_user(110, 2, "two").await;
     world.catch_up("users");
 
     let swapped = schema(
@@ -61,11 +55,7 @@ async fn columns_are_added_dropped_and_renamed_with_the_first_row_of_the_new_sha
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_type_seeds_the_table_anew() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world
-        .snapshot(made(&users(), &[&["1", "one", "x"]], 100, 0))
-        .await;
+    let world = World::with_users(&[&["1", "one", "x"]]).await;
     world.catch_up("users");
     let mut requests = world.requests().await;
     let retyped = schema(
@@ -97,11 +87,7 @@ async fn a_changed_type_seeds_the_table_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_changed_without_events_are_read_anew_when_it_is_announced() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world
-        .snapshot(made(&users(), &[&["1", "one", "x"]], 100, 0))
-        .await;
+    let world = World::with_users(&[&["1", "one", "x"]]).await;
     let mirror = world.mirror("users", &[]);
     world.wait_for_rows("SELECT bio FROM users", &["x"]).await;
     mirror.wait_for_line("follows the stream", DEADLINE);

@@ -57,15 +57,11 @@ async fn every_kind_of_change_is_applied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_over_two_tables_is_seen_whole_or_not_at_all() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
+    let world = World::with_users(&[]).await;
     world.publish_schema(&orders()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
     world.snapshot(made(&orders(), &[], 100, 0)).await;
     let mirror = world.mirror("users,orders", &[]);
-    world
-        .transaction(110, vec![insert("users", user(1, "one"))])
-        .await;
+    world.insert_user(110, 1, "one").await;
     world.wait_for_rows("SELECT id FROM users", &["1"]).await;
 
     let mut first = insert("users", user(2, "two"));
@@ -125,9 +121,7 @@ async fn without_a_key_one_equal_row_is_changed_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_body_of_an_event_too_large_for_a_message_is_fetched() {
-    let world = World::new().await;
-    world.publish_schema(&users()).await;
-    world.snapshot(made(&users(), &[], 100, 0)).await;
+    let world = World::with_users(&[]).await;
     let config = async_nats::jetstream::object_store::Config {
         bucket: BUCKET_OVERSIZE.to_owned(),
         ..Default::default()
