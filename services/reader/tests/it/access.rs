@@ -47,15 +47,12 @@ async fn without_a_grant_a_table_is_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_taken_back_closes_the_table_for_cached_answers_too() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id) VALUES (1)");
+    world.sql("INSERT INTO books (id) VALUES (1)");
     let reader = world.reader(&[]).await;
     reader.get("/books/1").await;
     assert_eq!(reader.get("/books/1").await.cache(), "HIT");
 
-    world.stack.postgres().sql(
+    world.sql(
         "REVOKE SELECT (id, title, price, sold, tags, extra, is_new, weight)
         ON books FROM app_reader",
     );
@@ -70,10 +67,7 @@ async fn a_grant_taken_back_closes_the_table_for_cached_answers_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_nothing_is_shown() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id) VALUES (1)");
+    world.sql("INSERT INTO books (id) VALUES (1)");
     let reader = guarded(&world).await;
 
     let paths = ["/books", "/books/1", "/changes?tables=books"];
@@ -97,7 +91,7 @@ async fn without_a_token_nothing_is_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn principals_under_row_level_security_never_share_an_answer() {
     let world = World::up().await;
-    world.stack.postgres().sql(
+    world.sql(
         "INSERT INTO books (id, title) VALUES (1, 'alice'), (2, 'bob');
          CREATE POLICY own ON books TO app_reader
             USING (title = current_setting('request.jwt.claims', true)::json->>'sub')",
@@ -149,7 +143,7 @@ async fn principals_under_row_level_security_never_share_an_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_of_a_write_is_shown_to_who_made_it() {
     let world = World::up().await;
-    world.stack.postgres().sql(&format!(
+    world.sql(&format!(
         "INSERT INTO write_operations (operation_id, entity_table, op_type, status, principal)
          VALUES ('{ID}', 'books', 'create', 'completed', 'alice')"
     ));

@@ -11,10 +11,7 @@ use crate::harness::{DEADLINE, World};
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_cached_until_its_table_changes_whoever_changes_it() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, title) VALUES (1, 'old')");
+    world.sql("INSERT INTO books (id, title) VALUES (1, 'old')");
     let reader = world.reader(&[]).await;
 
     assert_eq!(reader.get("/books/1").await.cache(), "MISS");
@@ -41,10 +38,7 @@ async fn an_answer_is_cached_until_its_table_changes_whoever_changes_it() {
 async fn in_a_thousand_races_no_read_after_an_invalidation_is_stale() {
     const ROUNDS: u64 = 1_000;
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, sold) VALUES (1, 0)");
+    world.sql("INSERT INTO books (id, sold) VALUES (1, 0)");
     let reader = Arc::new(world.reader(&[]).await);
     let (client, connection) =
         tokio_postgres::connect(&world.stack.postgres().url(), tokio_postgres::NoTls)
@@ -110,10 +104,7 @@ async fn in_a_thousand_races_no_read_after_an_invalidation_is_stale() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_redis_reads_come_from_postgresql_and_say_so() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id) VALUES (1)");
+    world.sql("INSERT INTO books (id) VALUES (1)");
     let program = world.program("reader", &[]).env_remove("REDIS_URL");
     let reader = world.start(&program).await;
 
@@ -128,26 +119,14 @@ async fn without_redis_reads_come_from_postgresql_and_say_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_goes_away_is_done_without_and_comes_back_empty_of_old_answers() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, title) VALUES (1, 'old')");
+    world.sql("INSERT INTO books (id, title) VALUES (1, 'old')");
     let reader = world.reader(&[]).await;
     reader.get("/books/1").await;
     assert_eq!(reader.get("/books/1").await.cache(), "HIT");
 
     world.stack.redis().stop();
-    let sql = "UPDATE books SET title = 'new'; SELECT pg_current_xact_id()";
-    let xid = world
-        .stack
-        .postgres()
-        .sql(sql)
-        .pop()
-        .unwrap()
-        .pop()
-        .unwrap();
     world
-        .publish("books", xid.unwrap().parse().unwrap(), Vec::new())
+        .change_unheard("books", "UPDATE books SET title = 'new'")
         .await;
     let answer = reader.get("/books/1").await;
     assert_eq!(
@@ -172,15 +151,12 @@ async fn a_redis_that_goes_away_is_done_without_and_comes_back_empty_of_old_answ
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_the_stream_lost_throw_every_answer_away() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, title) VALUES (1, 'old')");
+    world.sql("INSERT INTO books (id, title) VALUES (1, 'old')");
     let reader = world.reader(&[]).await;
     reader.get("/books/1").await;
     reader.process.kill();
 
-    world.stack.postgres().sql("UPDATE books SET title = 'new'");
+    world.sql("UPDATE books SET title = 'new'");
     world.publish("books", 0, Vec::new()).await;
     world.publish("books", 0, Vec::new()).await;
     let stream = world.jetstream.get_stream("CDC").await.unwrap();
@@ -196,14 +172,11 @@ async fn changes_that_the_stream_lost_throw_every_answer_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_sees_its_own_write_by_min_lsn_though_the_cache_has_not_heard() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, title) VALUES (1, 'old')");
+    world.sql("INSERT INTO books (id, title) VALUES (1, 'old')");
     let reader = world.reader(&[]).await;
     reader.get("/books/1").await;
 
-    world.stack.postgres().sql("UPDATE books SET title = 'new'");
+    world.sql("UPDATE books SET title = 'new'");
     let lsn = world
         .stack
         .postgres()
@@ -226,10 +199,7 @@ async fn a_reader_sees_its_own_write_by_min_lsn_though_the_cache_has_not_heard()
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgresql_is_away_cached_answers_are_served_and_the_rest_is_503() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id) VALUES (1)");
+    world.sql("INSERT INTO books (id) VALUES (1)");
     let reader = world.reader(&[]).await;
     reader.get("/books/1").await;
 
@@ -249,10 +219,7 @@ async fn while_postgresql_is_away_cached_answers_are_served_and_the_rest_is_503(
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_readers_on_one_redis_each_sees_the_changes() {
     let world = World::up().await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id, sold) VALUES (1, 0)");
+    world.sql("INSERT INTO books (id, sold) VALUES (1, 0)");
     let first = world.start(&world.program("first", &[])).await;
     let second = world.start(&world.program("second", &[])).await;
 

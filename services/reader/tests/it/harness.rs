@@ -119,6 +119,11 @@ impl World {
         reader
     }
 
+    #[track_caller]
+    pub fn sql(&self, text: &str) -> Vec<Vec<Option<String>>> {
+        self.stack.postgres().sql(text)
+    }
+
     /// Publishes a table's shape and privileges as they are now.
     pub async fn publish_schema(&self, table: &str) {
         let schema = self.schema(table);
@@ -131,7 +136,7 @@ impl World {
     }
 
     fn schema(&self, table: &str) -> Schema {
-        let columns = self.stack.postgres().sql(&format!(
+        let columns = self.sql(&format!(
             "SELECT attname, attnum, format_type(atttypid, atttypmod),
                     has_column_privilege('app_reader', attrelid, attnum, 'SELECT')
              FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0
@@ -162,11 +167,16 @@ impl World {
 
     /// Runs SQL and publishes that `table` changed. Returns when the readers' cache has heard.
     pub async fn change(&self, table: &str, sql: &str) {
+        self.change_unheard(table, sql).await;
+        self.settle().await;
+    }
+
+    /// The same without waiting for the cache.
+    pub async fn change_unheard(&self, table: &str, sql: &str) {
         let sql = format!("{sql}; SELECT pg_current_xact_id()");
-        let rows = self.stack.postgres().sql(&sql);
+        let rows = self.sql(&sql);
         let xid = rows.last().unwrap()[0].clone().unwrap().parse().unwrap();
         self.publish(table, xid, Vec::new()).await;
-        self.settle().await;
     }
 
     pub async fn publish(&self, table: &str, xid: u64, columns: Vec<Column>) -> u64 {

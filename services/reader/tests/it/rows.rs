@@ -13,7 +13,7 @@ const BOOKS: &str = "
 #[tokio::test(flavor = "multi_thread")]
 async fn values_keep_every_digit() {
     let world = World::up().await;
-    world.stack.postgres().sql(BOOKS);
+    world.sql(BOOKS);
     let reader = world.reader(&[]).await;
 
     let answer = reader.get("/books/1").await;
@@ -27,7 +27,7 @@ async fn values_keep_every_digit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_are_filtered_ordered_and_cut() {
     let world = World::up().await;
-    world.stack.postgres().sql(BOOKS);
+    world.sql(BOOKS);
     let reader = world.reader(&[]).await;
     let ids = async |query: &str| {
         let answer = reader.get(&format!("/books?select=id&{query}")).await;
@@ -56,7 +56,7 @@ async fn lists_are_filtered_ordered_and_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn following_the_links_shows_every_row_once() {
     let world = World::up().await;
-    world.stack.postgres().sql(
+    world.sql(
         "INSERT INTO books (id, title) SELECT n, CASE WHEN n % 3 > 0 THEN 't' || n % 4 END
          FROM generate_series(1, 50) AS n",
     );
@@ -88,7 +88,7 @@ async fn following_the_links_shows_every_row_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unchanged_row_is_304_by_its_etag() {
     let world = World::up().await;
-    world.stack.postgres().sql(BOOKS);
+    world.sql(BOOKS);
     let reader = world.reader(&[]).await;
     let etag = reader.get("/books/1").await.headers["etag"].clone();
 
@@ -165,7 +165,7 @@ async fn a_table_added_by_sql_alone_becomes_readable_and_documented() {
     let reader = world.reader(&[]).await;
     assert_eq!(reader.get("/films").await.status, 404);
 
-    world.stack.postgres().sql(
+    world.sql(
         "CREATE TABLE films (id integer PRIMARY KEY, name text);
          GRANT SELECT ON films TO app_reader; INSERT INTO films VALUES (1, 'one')",
     );

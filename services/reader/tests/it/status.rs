@@ -32,7 +32,7 @@ async fn queue(world: &World) {
 }
 
 fn complete(world: &World) {
-    world.stack.postgres().sql(&format!(
+    world.sql(&format!(
         "INSERT INTO write_operations (operation_id, entity_table, entity_key, op_type, status,
                                        completed_at)
          VALUES ('{ID}', 'books', '1', 'create', 'completed', now())"
@@ -86,10 +86,7 @@ async fn a_key_the_gateway_just_remembered_is_pending() {
 async fn a_completed_write_names_an_lsn_that_shows_it() {
     let world = World::up().await;
     let reader = world.reader(&[]).await;
-    world
-        .stack
-        .postgres()
-        .sql("INSERT INTO books (id) VALUES (1)");
+    world.sql("INSERT INTO books (id) VALUES (1)");
     complete(&world);
 
     let status = reader.get(&format!("/status/{ID}")).await.json();
@@ -107,7 +104,7 @@ async fn a_completed_write_names_an_lsn_that_shows_it() {
 async fn a_failed_write_says_why() {
     let world = World::up().await;
     let reader = world.reader(&[]).await;
-    world.stack.postgres().sql(&format!(
+    world.sql(&format!(
         "INSERT INTO write_operations (operation_id, entity_table, op_type, status, error)
          VALUES ('{ID}', 'books', 'create', 'failed',
                  '{{\"code\": \"23505\", \"constraint\": \"books_pkey\", \"message\": \"twice\"}}')"
