@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::message::StreamMessage;
 use futures_util::StreamExt as _;
 use stack::{Options, Process, Stack, eventually};
 use tokio::runtime::Runtime;
@@ -116,15 +117,9 @@ impl Rig {
     pub fn wait_last(&self, table: &str, id: u64) {
         let subject = format!("cdc.{table}.insert");
         eventually(DEADLINE, "the last event is stored", || {
-            let last = self.runtime.block_on(async {
-                let stream = self.jetstream().await.get_stream("CDC").await.ok()?;
-                let message = stream
-                    .get_last_raw_message_by_subject(&subject)
-                    .await
-                    .ok()?;
-                Some(number(
-                    &Event::decode(&message.payload).expect("it is an event"),
-                ))
+            let last = self.last(&subject).map(|message| {
+                let event = Event::decode(&message.payload).expect("it is an event");
+                number(&event)
             });
             if last == Some(id) {
                 Ok(())
@@ -135,13 +130,15 @@ impl Rig {
     }
 
     fn last_sequence(&self, table: &str) -> u64 {
-        let subject = format!("cdc.{table}.insert");
+        let last = self.last(&format!("cdc.{table}.insert"));
+        last.map_or(0, |message| message.sequence)
+    }
+
+    /// The last message on a subject, if stream and message exist.
+    fn last(&self, subject: &str) -> Option<StreamMessage> {
         self.runtime.block_on(async {
-            let Ok(stream) = self.jetstream().await.get_stream("CDC").await else {
-                return 0;
-            };
-            let message = stream.get_last_raw_message_by_subject(&subject).await;
-            message.map_or(0, |message| message.sequence)
+            let stream = self.jetstream().await.get_stream("CDC").await.ok()?;
+            stream.get_last_raw_message_by_subject(subject).await.ok()
         })
     }
 
@@ -181,17 +178,7 @@ impl Rig {
 
     /// Whether there is any message on the subject.
     pub fn holds(&self, subject: &str) -> bool {
-        self.runtime.block_on(async {
-            let jetstream = self.jetstream().await;
-            let stream = jetstream
-                .get_stream("CDC")
-                .await
-                .expect("there is a stream");
-            stream
-                .get_last_raw_message_by_subject(subject)
-                .await
-                .is_ok()
-        })
+        self.last(subject).is_some()
     }
 
     /// Somebody else's message.
