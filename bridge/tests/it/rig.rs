@@ -356,17 +356,17 @@ impl Bridge {
             .unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
     }
 
-    /// Waits until `/ready` says 503 with `why` in it.
+    /// Waits until `/ready` says 503 with `why` in it; all it says then.
     #[track_caller]
-    pub fn wait_until_not_ready(&self, why: &str) {
+    pub fn wait_until_not_ready(&self, why: &str) -> String {
         eventually(DEADLINE, "the bridge notices", || {
             let (status, body) = self.request("GET", "/ready");
             if status == 503 && body.contains(why) {
-                Ok(())
+                Ok(body)
             } else {
                 Err(body)
             }
-        });
+        })
     }
 
     /// Waits until this many events are between decoder and ack.

@@ -1,12 +1,12 @@
 //! Rows that no message can hold.
 
 use sha2::{Digest as _, Sha256};
-use stack::{Options, eventually};
+use stack::Options;
 use tokio::io::AsyncReadExt as _;
 use wire::{Event, Message as _, Operation, Value};
 
 use crate::columns::{assert_same, int};
-use crate::rig::{Bridge, DEADLINE, Rig};
+use crate::rig::{Bridge, Rig};
 use crate::stream::{jetstream, runtime};
 
 #[test]
@@ -138,14 +138,7 @@ fn told_to_halt_at_such_a_row_it_says_how_to_go_on_and_goes_on_once_it_may() {
     let bridge = rig.bridge(&["--oversize", "halt"]);
     rig.sql("INSERT INTO t VALUES (1, 'small'), (2, repeat('wide', 50000)), (3, 'beside it')");
 
-    let why = eventually(DEADLINE, "readiness is red", || {
-        let (status, body) = bridge.request("GET", "/ready");
-        if status == 503 && body.contains("halt") {
-            Ok(body)
-        } else {
-            Err(body)
-        }
-    });
+    let why = bridge.wait_until_not_ready("halt");
     bridge.kill();
     assert!(
         why.contains("max_payload") && why.contains("--oversize park"),
