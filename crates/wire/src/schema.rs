@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::public;
+use crate::names::PUBLIC;
 use crate::position::Position;
 
 /// A table's shape. The first four keys, and the first five of a column, are older than the rest.
@@ -55,6 +56,16 @@ pub struct Schema {
     /// Who publishes the table's events. Not written when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bridges: Vec<Bridge>,
+}
+
+impl Schema {
+    /// The schema alone: `public` of `public.users`.
+    pub fn namespace(&self) -> &str {
+        let namespace = self.schema.strip_suffix(&self.table);
+        namespace
+            .and_then(|rest| rest.strip_suffix('.'))
+            .unwrap_or(PUBLIC)
+    }
 }
 
 /// A bridge, and the stream it publishes into. Positions in a stream order the events of one bridge.

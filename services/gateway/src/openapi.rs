@@ -5,7 +5,7 @@
 
 use daemon::bucket::Values;
 use serde_json::{Map, Value, json};
-use wire::names::{self, PUBLIC};
+use wire::names;
 use wire::schema::{Column, Privilege, Schema};
 
 use crate::column_type::ColumnType;
@@ -51,11 +51,7 @@ pub fn document(tables: &Values<Schema>, needs_token: bool) -> Value {
 }
 
 fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
-    let namespace = schema
-        .schema
-        .strip_suffix(&schema.table)
-        .and_then(|rest| rest.strip_suffix('.'));
-    let path = names::table_path(namespace.unwrap_or(PUBLIC), &schema.table);
+    let path = names::table_path(schema.namespace(), &schema.table);
     let name = component_name(&schema.schema);
     if is_granted(schema, Privilege::Insert) {
         let component = Offer::New.component(&name);

@@ -10,7 +10,7 @@ use wire::schema::{Column, Schema};
 
 use crate::query::{LIMIT_DEFAULT, LIMIT_MAX, key, readable};
 use crate::schemas::Tables;
-use crate::sql::{Kind, namespace};
+use crate::sql::Kind;
 
 /// The document for `tables`.
 pub fn document(tables: &Tables, needs_token: bool) -> Value {
@@ -39,7 +39,7 @@ pub fn document(tables: &Tables, needs_token: bool) -> Value {
 }
 
 fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
-    let path = names::table_path(namespace(schema), &schema.table);
+    let path = names::table_path(schema.namespace(), &schema.table);
     let name = component_name(&schema.schema);
     let columns = readable(schema);
     let properties: Map<String, Value> = columns

@@ -263,7 +263,7 @@ async fn live_changes(
             let detail = "row-level security decides who sees the rows of this table, so its changes are not shown";
             return Err(Problem::new(StatusCode::FORBIDDEN, "row-security", detail));
         }
-        let namespace = sql::namespace(&table.schema);
+        let namespace = table.schema.namespace();
         tables.push(names::schema_key(namespace, &table.schema.table));
         filters.push(reader.subjects.filter(namespace, &table.schema.table));
     }
@@ -418,7 +418,7 @@ impl Reader {
         let result = if table.schema.row_security {
             "BYPASS"
         } else {
-            let namespace = sql::namespace(&table.schema);
+            let namespace = table.schema.namespace();
             let key = names::schema_key(namespace, &table.schema.table);
             let fingerprint = fingerprint(table.revision, &sql);
             match self.cache.lookup(&key, &fingerprint).await {

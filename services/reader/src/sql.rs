@@ -92,15 +92,7 @@ pub fn of(query: &Query<'_>, schema: &Schema) -> Sql {
 
 /// `"public"."users"`.
 pub fn qualified(schema: &Schema) -> String {
-    format!("{}.{}", quote(namespace(schema)), quote(&schema.table))
-}
-
-/// The schema alone: `public` of `public.users`.
-pub fn namespace(schema: &Schema) -> &str {
-    let namespace = schema.schema.strip_suffix(&schema.table);
-    namespace
-        .and_then(|rest| rest.strip_suffix('.'))
-        .unwrap_or(wire::names::PUBLIC)
+    format!("{}.{}", quote(schema.namespace()), quote(&schema.table))
 }
 
 /// PostgreSQL: a bare name in ORDER BY is a column of the result first, here text; so all are qualified.

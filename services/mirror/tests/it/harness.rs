@@ -75,8 +75,7 @@ impl World {
 
     pub async fn publish_schema(&self, schema: &Schema) {
         let bucket = self.context.get_key_value(BUCKET_SCHEMAS).await.unwrap();
-        let namespace = schema.schema.split('.').next().unwrap();
-        let key = names::schema_key(namespace, &schema.table);
+        let key = names::schema_key(schema.namespace(), &schema.table);
         bucket.put(key, schema.to_msgpack().into()).await.unwrap();
     }
 
