@@ -19,6 +19,8 @@ pub mod jwt;
 pub mod metrics;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "web")]
+pub mod openapi;
 #[cfg(any(feature = "http", feature = "nats"))]
 mod percent;
 #[cfg(feature = "postgres")]

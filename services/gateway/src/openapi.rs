@@ -4,6 +4,7 @@
 //! added by a migration is documented without a release.
 
 use daemon::bucket::Values;
+use daemon::openapi::{component_name, require_token};
 use serde_json::{Map, Value, json};
 use wire::names;
 use wire::schema::{Column, Privilege, Schema};
@@ -43,9 +44,7 @@ pub fn document(tables: &Values<Schema>, needs_token: bool) -> Value {
         "components": {"schemas": schemas, "parameters": parameters()},
     });
     if needs_token {
-        document["components"]["securitySchemes"] =
-            json!({"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}});
-        document["security"] = json!([{"token": []}]);
+        require_token(&mut document);
     }
     document
 }
@@ -86,18 +85,6 @@ fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<S
     if !methods.is_empty() {
         paths.insert(format!("/{path}/{{id}}"), Value::Object(methods));
     }
-}
-
-/// Component names allow letters, digits and `._-` only.
-fn component_name(qualified: &str) -> String {
-    let escape = |character: char| {
-        if character.is_ascii_alphanumeric() || character == '.' {
-            character.to_string()
-        } else {
-            format!("_{:x}", u32::from(character))
-        }
-    };
-    qualified.chars().map(escape).collect()
 }
 
 fn operation(path: &str, verb: &str, body: Option<&str>, id: Option<&Value>) -> Value {

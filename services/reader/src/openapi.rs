@@ -4,6 +4,7 @@
 //! Invariant: it offers what may be read and nothing else, so that a table added by a migration is
 //! documented without a release.
 
+use daemon::openapi::{component_name, require_token};
 use serde_json::{Map, Value, json};
 use wire::names;
 use wire::schema::{Column, Schema};
@@ -31,9 +32,7 @@ pub fn document(tables: &Tables, needs_token: bool) -> Value {
         "components": {"schemas": schemas},
     });
     if needs_token {
-        document["components"]["securitySchemes"] =
-            json!({"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}});
-        document["security"] = json!([{"token": []}]);
+        require_token(&mut document);
     }
     document
 }
@@ -202,16 +201,4 @@ fn fixed_schemas() -> Map<String, Value> {
         "required": ["type", "title", "status", "detail"],
         "properties": {"type": text, "title": text, "status": {"type": "integer"}, "detail": text}}));
     schemas
-}
-
-/// Component names allow letters, digits and `._-` only.
-fn component_name(qualified: &str) -> String {
-    let escape = |character: char| {
-        if character.is_ascii_alphanumeric() || character == '.' {
-            character.to_string()
-        } else {
-            format!("_{:x}", u32::from(character))
-        }
-    };
-    qualified.chars().map(escape).collect()
 }
