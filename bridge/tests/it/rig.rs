@@ -146,14 +146,7 @@ impl Rig {
     /// The first value of the first row.
     #[track_caller]
     pub fn value(&self, text: &str) -> String {
-        let rows = self.sql(text);
-        let first = rows
-            .into_iter()
-            .next()
-            .and_then(|row| row.into_iter().next());
-        first
-            .flatten()
-            .unwrap_or_else(|| panic!("no value from: {text}"))
+        self.postgres().value_in(&self.database, text)
     }
 
     /// What the slot has been told, `None` before there is a slot.

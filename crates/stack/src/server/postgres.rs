@@ -186,8 +186,14 @@ impl Postgres {
     /// The first value of the first row. Panics if there is none or it is NULL.
     #[track_caller]
     pub fn value(&self, text: &str) -> String {
+        self.value_in("postgres", text)
+    }
+
+    /// [`value`](Self::value) in another database.
+    #[track_caller]
+    pub fn value_in(&self, database: &str, text: &str) -> String {
         let first = self
-            .sql(text)
+            .sql_in(database, text)
             .into_iter()
             .next()
             .and_then(|row| row.into_iter().next());
