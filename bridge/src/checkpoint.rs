@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::jetstream::stream::{self, LastRawMessageErrorKind};
 use async_nats::jetstream::{self, kv};
 use bytes::Bytes;
+use daemon::chained::Chained;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use wire::checkpoint::Checkpoint;
@@ -20,7 +21,6 @@ use wire::{Message as _, Position};
 
 use crate::counting::{Counted, Counting};
 use crate::publish::incarnation::Known;
-use crate::publish::publisher::Chained;
 use crate::shared::{Condition, Shared};
 
 #[derive(Debug, thiserror::Error)]

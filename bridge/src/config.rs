@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, ValueEnum};
+use daemon::chained::Chained;
 use daemon::nats::{self, NatsOptions};
 use daemon::postgres::{self, PostgresOptions};
 use daemon::secret::Secret;
@@ -242,7 +243,7 @@ impl Config {
             Err(error) => {
                 eprintln!(
                     "error: {}\n\nFor more information, try '--help'.",
-                    crate::publish::publisher::Chained(&error)
+                    Chained(&error)
                 );
                 std::process::exit(2);
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use daemon::shutdown::Shutdown;
 use wire::checkpoint::Owed;
 use wire::gap::{Gap, Reason};
@@ -28,7 +29,6 @@ use crate::postgres::{
     self, Endpoint, Frame, Read, ReplicationStream, START_OPTIONS, ServerError, Session,
     WAL_SENDER_TIMEOUT,
 };
-use crate::publish::publisher::Chained;
 use crate::ring::Producer;
 use crate::shared::{Condition, Shared};
 use crate::slot::{self, OnLoss, Standing};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use daemon::http;
 use daemon::nats::FirstConnect;
 use daemon::postgres::{Address, CONNECT_TIMEOUT, PostgresOptions};
@@ -28,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::postgres::{Endpoint, Host};
 use crate::publish::chain::Limits;
 use crate::publish::oversize::Oversize;
-use crate::publish::publisher::{Chained, Target};
+use crate::publish::publisher::Target;
 use crate::publish::{Publisher, tail};
 use crate::ring::{self, Consumer, Producer};
 use crate::schema_registry::{SchemaRegistry, Scope, Versions};

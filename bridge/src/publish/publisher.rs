@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use daemon::nats::NatsOptions;
 use wire::gap::Gap;
 use wire::{Lsn, Position, SubjectPattern};
@@ -617,20 +618,5 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// An error and its causes in one line, for a log.
-pub struct Chained<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chained<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }

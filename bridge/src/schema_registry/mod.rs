@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use tokio::sync::{mpsc, oneshot};
 use wire::schema::{Bridge, Schema, SchemaChanged};
 use wire::{Lsn, Position, names};
@@ -24,7 +25,6 @@ use crate::catalog::{self, Catalog};
 use crate::config::TableFilter;
 use crate::encode::Layout;
 use crate::pgoutput::Relation;
-use crate::publish::publisher::Chained;
 use crate::shared::Shared;
 use crate::snapshot::unix_s;
 use change::Change;

@@ -3,11 +3,11 @@
 //! In: errors of PostgreSQL and NATS, refusals. Out: `wire::snapshot::Error`.
 //! Invariant: every failure says what to do about it, and none repeats a row's values.
 
+use daemon::chained::Chained;
 use tokio_postgres::error::SqlState;
 use wire::snapshot::{self, ErrorCode};
 
 use crate::catalog;
-use crate::publish::publisher::Chained;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use async_nats::{Client, Message as NatsMessage, Subscriber};
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use daemon::nats::FirstConnect;
 use daemon::shutdown::Shutdown;
 use futures_util::StreamExt as _;
@@ -34,7 +35,6 @@ use super::queue::{Answer, Cancelled, Job, Queue};
 use super::worker::{Summary, Worker};
 use super::{Reached, Settings, reached_subject, unix_s};
 use crate::catalog::Catalog;
-use crate::publish::publisher::Chained;
 use crate::shared::{Condition, Shared};
 
 /// Snapshots that may wait for a worker.

@@ -12,10 +12,10 @@ use async_nats::jetstream;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use bytes::Bytes;
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use wire::names::{HEADER_CONTENT_ENCODING, HEADER_MSG_ID};
 
 use super::failure::Failure;
-use crate::publish::publisher::Chained;
 
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
 const IN_FLIGHT_MESSAGES_MAX: usize = 16;

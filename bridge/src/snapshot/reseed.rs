@@ -9,12 +9,12 @@ use std::time::Duration;
 use async_nats::jetstream;
 use bytes::Bytes;
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use wire::names;
 
 use super::kept;
 use crate::catalog::Catalog;
 use crate::config::TableFilter;
-use crate::publish::publisher::Chained;
 use crate::shared::Shared;
 
 /// Runs for ever.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 use tokio_postgres::{Client, NoTls};
@@ -27,7 +28,6 @@ use super::progress::Meter;
 use super::queue::Job;
 use super::{Settings, compress, unix_s};
 use crate::catalog::Catalog;
-use crate::publish::publisher::Chained;
 use crate::schema_registry;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@
 mod nats;
 mod postgres;
 
+use daemon::chained::Chained;
 use serde::Serialize;
 
 use super::Error;
@@ -13,7 +14,6 @@ use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::config::Config;
 use crate::identity::{self, Identity};
-use crate::publish::publisher::Chained;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

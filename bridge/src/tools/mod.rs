@@ -11,12 +11,12 @@ mod verify;
 use async_nats::Client;
 use async_nats::jetstream;
 use clap::Subcommand;
+use daemon::chained::Chained;
 use daemon::nats::FirstConnect;
 use wire::{DecodeError, names};
 
 use crate::config::Config;
 use crate::exit;
-use crate::publish::publisher::Chained;
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Tool {

@@ -9,6 +9,7 @@ pub mod access;
 pub mod backoff;
 #[cfg(feature = "nats")]
 pub mod bucket;
+pub mod chained;
 #[cfg(feature = "flags")]
 pub mod flags;
 #[cfg(feature = "http")]

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
+use daemon::chained::Chained;
 use futures_util::StreamExt as _;
 use futures_util::stream::{SelectAll, select_all};
 use wire::gap::Gap;
@@ -17,7 +18,6 @@ use wire::schema::SchemaChanged;
 use wire::{Event, Lsn, Message as _, Position, names};
 
 use crate::bridges::Bridges;
-use crate::chain::Chain;
 use crate::change;
 use crate::continuity::{check, check_schema};
 use crate::desk::Desk;
@@ -308,7 +308,7 @@ impl<'a> Follower<'a> {
                 let table = &self.names[index];
                 let operation = event.operation.name();
                 let sequence = message.sequence;
-                tracing::error!(%table, %position, sequence, operation, error = %Chain(&divergence), "the rows here differ from the source's");
+                tracing::error!(%table, %position, sequence, operation, error = %Chained(&divergence), "the rows here differ from the source's");
                 self.reseed(index, after(&event, divergence.to_string()))
             }
             Err(ApplyError::Sqlite(error)) => Err(store::Error::from(error).into()),
@@ -340,8 +340,10 @@ impl<'a> Follower<'a> {
                 let altered = self.desk.store().alter(index, &steps, *schema);
                 if let Err(error) = altered {
                     // Such as someone's view or index on a dropped column.
-                    return self
-                        .reseed(index, reseed(format!("SQLite refused: {}", Chain(&error))));
+                    return self.reseed(
+                        index,
+                        reseed(format!("SQLite refused: {}", Chained(&error))),
+                    );
                 }
                 Ok(None)
             }

@@ -7,9 +7,9 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use daemon::backoff::{self, Backoff};
+use daemon::chained::Chained;
 use wire::snapshot::ErrorCode;
 
-use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::desk::Desk;
 use crate::follow::{self, Ended, Follower};
@@ -91,7 +91,7 @@ impl Keeper {
                     self.disorder = Some(disorder);
                 }
                 Err(error) if error.is_retryable() => {
-                    tracing::warn!(error = %Chain(&error), "cannot go on now, tries again");
+                    tracing::warn!(error = %Chained(&error), "cannot go on now, tries again");
                 }
                 Err(error) => return Err(error),
             }
@@ -165,7 +165,7 @@ impl Keeper {
             return Err(error);
         }
         let (name, is_kept) = (name.clone(), !is_dropped);
-        tracing::warn!(table = %name, is_kept, reason = %Chain(&error), "the source has the table no more, waits for it");
+        tracing::warn!(table = %name, is_kept, reason = %Chained(&error), "the source has the table no more, waits for it");
         // What the follower has not committed is read again.
         let mut store = self.desk.store();
         store.rollback()?;

@@ -26,7 +26,6 @@ pub mod keeper;
 pub mod request;
 pub mod seed;
 
-pub mod chain;
 pub mod config;
 pub mod progress;
 

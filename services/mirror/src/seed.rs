@@ -8,11 +8,11 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use daemon::chained::Chained;
 use wire::names;
 use wire::schema::Schema;
 use wire::snapshot::{self, ErrorCode, Meta, Start};
 
-use crate::chain::Chain;
 use crate::desk::Desk;
 use crate::join::{self, Need, Refusal, Snapshot};
 use crate::progress::Progress;
@@ -101,7 +101,7 @@ impl Seeder<'_> {
     }
 
     async fn give_up(&mut self, name: &TableName, abandoned: &Abandoned) -> Result<(), Error> {
-        tracing::warn!(table = %name, reason = %Chain(abandoned), "snapshot given up");
+        tracing::warn!(table = %name, reason = %Chained(abandoned), "snapshot given up");
         self.desk.free().await;
         self.desk.store().abandon(name)?;
         tokio::time::sleep(PAUSE).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
+use daemon::chained::Chained;
 use daemon::nats::{FirstConnect, ServerVersion};
 use wire::checkpoint::Checkpoint;
 use wire::names::INIT_SUBJECTS;
@@ -13,7 +14,6 @@ use crate::config::Config;
 use crate::counting::{Counted, Counting};
 use crate::durability;
 use crate::publish::mode::{self, Facts, Settings};
-use crate::publish::publisher::Chained;
 use crate::streams;
 
 /// Gives the checkpoint, if there is one.

@@ -1,12 +1,12 @@
 //! PostgreSQL's side.
 
+use daemon::chained::Chained;
 use wire::Lsn;
 
 use super::Report;
 use crate::catalog::{self, Catalog, PublishedTable};
 use crate::config::{self, Config};
 use crate::postgres::{Session, SystemIdentity, TimelineEnd, WAL_SENDER_TIMEOUT, quote_ident};
-use crate::publish::publisher::Chained;
 use crate::supervisor;
 
 /// What the checkpoint is compared with.
