@@ -178,27 +178,14 @@ pub struct Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::Operation;
+    use crate::codec::Message as _;
 
     fn event(commit_lsn: u64, xid: u64) -> Event {
+        let json = br#"{"table":"users","operation":"INSERT","relation_id":16384,"lsn":"0/1","columns":[]}"#;
         Event {
-            table: "users".to_owned(),
-            operation: Operation::Insert,
-            relation_id: 16384,
-            lsn: Lsn(1),
-            columns: Vec::new(),
-            schema: public(),
             commit_lsn: Lsn(commit_lsn),
-            seq: 1,
             xid,
-            commit_time: 0,
-            schema_version: 1,
-            last: true,
-            old: Vec::new(),
-            unchanged: Vec::new(),
-            cascade: None,
-            restart_identity: None,
-            oversize: None,
+            ..Event::decode(json).unwrap()
         }
     }
 

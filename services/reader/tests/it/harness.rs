@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use wire::event::Event;
 use wire::schema::Schema;
 use wire::value::Column;
-use wire::{Lsn, Message, Operation, SubjectPattern, names};
+use wire::{Message, SubjectPattern, names};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -210,25 +210,10 @@ impl World {
 }
 
 pub fn event(table: &str, xid: u64, columns: Vec<Column>) -> Event {
-    Event {
-        table: table.to_owned(),
-        operation: Operation::Update,
-        relation_id: 1,
-        lsn: Lsn(1),
-        columns,
-        schema: "public".to_owned(),
-        commit_lsn: Lsn(1),
-        seq: 1,
-        xid,
-        commit_time: 0,
-        schema_version: 1,
-        last: true,
-        old: Vec::new(),
-        unchanged: Vec::new(),
-        cascade: None,
-        restart_identity: None,
-        oversize: None,
-    }
+    let json = json!({"table": table, "operation": "UPDATE", "relation_id": 1, "lsn": "0/1",
+        "columns": [], "commit_lsn": "0/1", "seq": 1, "xid": xid, "schema_version": 1, "last": true});
+    let event = Event::decode(json.to_string().as_bytes()).unwrap();
+    Event { columns, ..event }
 }
 
 /// An answer.
