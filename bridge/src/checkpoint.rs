@@ -6,7 +6,7 @@
 //! the slot writes it.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::stream::{self, LastRawMessageErrorKind};
 use async_nats::jetstream::{self, kv};
@@ -22,6 +22,7 @@ use wire::{Message as _, Position};
 use crate::counting::{Counted, Counting};
 use crate::publish::incarnation::Known;
 use crate::shared::{Condition, Shared};
+use crate::streams;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +55,10 @@ pub enum Error {
 pub struct Store {
     bucket: kv::Store,
     slot: String,
+    jetstream: jetstream::Context,
+    replicas: usize,
+    /// Held while the bucket is made again.
+    making: Arc<Mutex<()>>,
 }
 
 /// A record, or none, and what the next writer has to name.
@@ -73,33 +78,43 @@ impl Store {
         let bucket = match jetstream.get_key_value(BUCKET_BRIDGE_STATE).await {
             Ok(bucket) => bucket,
             Err(_missing) => {
-                let config = stream::Config {
-                    num_replicas: replicas,
-                    // Of several replicas one that lags would answer, and a claim be missed.
-                    allow_direct: replicas == 1,
-                    ..daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10)
-                };
-                jetstream
-                    .create_stream(config)
-                    .await
-                    .map_err(|error| Error::Bucket(Box::new(error)))?;
+                make(jetstream, replicas).await?;
                 let opened = jetstream.get_key_value(BUCKET_BRIDGE_STATE).await;
                 opened.map_err(|error| Error::Bucket(Box::new(error)))?
             }
         };
-        Ok(Self {
-            bucket,
-            slot: slot.to_owned(),
-        })
+        Ok(Self::new(bucket, jetstream, slot, replicas))
     }
 
     /// The same without making it. None: it is not there.
     pub async fn find(jetstream: &jetstream::Context, slot: &str) -> Option<Self> {
         let bucket = jetstream.get_key_value(BUCKET_BRIDGE_STATE).await.ok()?;
-        Some(Self {
+        Some(Self::new(bucket, jetstream, slot, 1))
+    }
+
+    fn new(bucket: kv::Store, jetstream: &jetstream::Context, slot: &str, replicas: usize) -> Self {
+        Self {
             bucket,
             slot: slot.to_owned(),
-        })
+            jetstream: jetstream.clone(),
+            replicas,
+            making: Arc::default(),
+        }
+    }
+
+    /// Makes the bucket again if somebody has deleted it meanwhile. False: it is there, or nobody knows.
+    pub async fn restore(&self) -> Result<bool, Error> {
+        let _making = self.making.lock().await;
+        let name = format!("KV_{BUCKET_BRIDGE_STATE}");
+        match self.jetstream.get_stream(&name).await {
+            Err(error) if streams::is_missing(&error) => {}
+            Ok(_) | Err(_) => return Ok(false),
+        }
+        make(&self.jetstream, self.replicas).await?;
+        tracing::warn!(
+            "KV bucket {BUCKET_BRIDGE_STATE} was deleted and is made again; each running bridge writes its record anew"
+        );
+        Ok(true)
     }
 
     /// The bucket itself, for what else is kept there.
@@ -154,6 +169,18 @@ impl Store {
     }
 }
 
+async fn make(jetstream: &jetstream::Context, replicas: usize) -> Result<(), Error> {
+    let config = stream::Config {
+        num_replicas: replicas,
+        // Of several replicas one that lags would answer, and a claim be missed.
+        allow_direct: replicas == 1,
+        ..daemon::nats::bucket(BUCKET_BRIDGE_STATE, 10)
+    };
+    let made = jetstream.create_stream(config).await;
+    made.map(drop)
+        .map_err(|error| Error::Bucket(Box::new(error)))
+}
+
 /// The parts of the record that do not change while the bridge runs.
 #[derive(Debug, Clone)]
 pub struct Fixed {
@@ -180,7 +207,7 @@ pub struct Keeper {
 #[derive(Debug, Default)]
 struct Last {
     revision: u64,
-    written: Option<Checkpoint>,
+    written: Option<(Checkpoint, Instant)>,
     /// Somebody else wrote behind `revision`.
     has_moved: bool,
 }
@@ -188,6 +215,8 @@ struct Last {
 /// How far behind a crash may find the record.
 const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// Also a record that has not changed: somebody may have deleted it.
+const REWRITTEN_EVERY: Duration = Duration::from_secs(5);
 /// Others that write between two reads of one attempt.
 const ATTEMPTS_MAX: u32 = 4;
 
@@ -208,7 +237,10 @@ impl Keeper {
     }
 
     async fn take_in(&self, last: &mut Last) -> Result<Option<Checkpoint>, Error> {
-        let found = self.store.read(&self.fixed.stream).await?;
+        let found = match self.store.read(&self.fixed.stream).await {
+            Err(Error::Read { .. }) if self.store.restore().await? => Found::default(),
+            found => found?,
+        };
         *last = Last {
             revision: found.revision,
             ..Last::default()
@@ -230,7 +262,7 @@ impl Keeper {
     }
 
     /// Writes the record when it has changed, for ever: once a second, and sooner when the source waits to
-    /// confirm.
+    /// confirm. Somebody may delete the bucket meanwhile.
     pub async fn keep(self) {
         let mut is_failing = false;
         loop {
@@ -296,12 +328,20 @@ impl Keeper {
 
     async fn write_once(&self, last: &mut Last) -> Result<(), Error> {
         let checkpoint = self.current();
-        if last.written == Some(unchanged(checkpoint.clone())) {
+        let is_same = last.written.as_ref().is_some_and(|(written, at)| {
+            *written == unchanged(checkpoint.clone()) && at.elapsed() < REWRITTEN_EVERY
+        });
+        if is_same {
             return Ok(());
         }
-        last.revision = self.store.write(&checkpoint, last.revision).await?;
+        last.revision = match self.store.write(&checkpoint, last.revision).await {
+            Err(Error::Write { .. }) if self.store.restore().await? => {
+                self.store.write(&checkpoint, 0).await?
+            }
+            written => written?,
+        };
         self.shared.record(checkpoint.confirmed);
-        last.written = Some(unchanged(checkpoint));
+        last.written = Some((unchanged(checkpoint), Instant::now()));
         Ok(())
     }
 

@@ -9,10 +9,11 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv;
 use futures_util::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+use crate::checkpoint::Store;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -104,7 +105,7 @@ const FORGOTTEN_AFTER: time::Duration = time::Duration::seconds(20);
 /// This bridge's claim.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    bucket: kv::Store,
+    store: Store,
     own: Claim,
     key: String,
     /// Revision of the first write: who has the smaller one came first.
@@ -123,10 +124,10 @@ const PREFIX: &str = "claim.";
 
 impl Claims {
     /// Enters the claim, and waits until every other bridge on the stream knows.
-    pub async fn enter(bucket: kv::Store, own: Claim) -> Result<Self, Error> {
+    pub async fn enter(store: Store, own: Claim) -> Result<Self, Error> {
         let instance = daemon::backoff::random();
         let mut claims = Self {
-            bucket,
+            store,
             key: format!("{PREFIX}{}.{instance:016x}", own.slot),
             own,
             since: 0,
@@ -166,7 +167,7 @@ impl Claims {
         loop {
             interval.tick().await;
             // NATS may be away: then nobody publishes.
-            let renewed = self.write().await;
+            let renewed = self.renew().await;
             if renewed.is_ok()
                 && !self.own.is_shared
                 && let Ok(Verdict::Shared | Verdict::SharedUnaware) = self.look().await
@@ -174,6 +175,19 @@ impl Claims {
                 return;
             }
         }
+    }
+
+    async fn renew(&mut self) -> Result<(), Error> {
+        let revision = match self.write().await {
+            Err(_) if self.restore().await? => self.write().await?,
+            written => written?,
+        };
+        // Revisions begin anew in a bucket that was deleted and made again.
+        if revision < self.since {
+            self.since = revision;
+            self.write().await?;
+        }
+        Ok(())
     }
 
     /// Tells the others that this bridge knows of them.
@@ -184,7 +198,7 @@ impl Claims {
 
     /// Takes the claim back.
     pub async fn leave(&self) {
-        if let Err(error) = self.bucket.delete(&self.key).await {
+        if let Err(error) = self.store.bucket().delete(&self.key).await {
             tracing::debug!(%error, "the claim stays until it is forgotten");
         }
     }
@@ -195,13 +209,19 @@ impl Claims {
             since: self.since,
         };
         let json = serde_json::to_vec(&record).expect("a record of strings is JSON");
-        let written = self.bucket.put(&self.key, json.into()).await;
+        let written = self.store.bucket().put(&self.key, json.into()).await;
         written.map_err(|error| Error::Bucket(error.into()))
     }
 
+    async fn restore(&self) -> Result<bool, Error> {
+        let restored = self.store.restore().await;
+        restored.map_err(|error| Error::Bucket(error.into()))
+    }
+
     async fn look(&self) -> Result<Verdict, Error> {
+        let bucket = self.store.bucket();
         let mut entries = Vec::new();
-        let keys = self.bucket.keys().await;
+        let keys = bucket.keys().await;
         let mut keys = keys.map_err(|error| Error::Bucket(error.into()))?;
         while let Some(key) = keys
             .try_next()
@@ -209,7 +229,7 @@ impl Claims {
             .map_err(|error| Error::Bucket(error.into()))?
         {
             if key.starts_with(PREFIX) {
-                let entry = self.bucket.entry(key).await;
+                let entry = bucket.entry(key).await;
                 entries.extend(entry.map_err(|error| Error::Bucket(error.into()))?);
             }
         }
@@ -224,7 +244,7 @@ impl Claims {
             .partition(|entry| now - entry.created < FORGOTTEN_AFTER);
         for entry in forgotten {
             // Its bridge was killed; if it is only cut off, it enters the claim again.
-            let _ = self.bucket.delete(&entry.key).await;
+            let _ = bucket.delete(&entry.key).await;
         }
         let others: Vec<Other> = fresh
             .into_iter()

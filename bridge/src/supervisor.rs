@@ -178,7 +178,7 @@ async fn claim(config: &Config, store: &checkpoint::Store) -> Result<Claims, u8>
             filters: config.tables.subject_filters(&config.subjects),
             is_shared: false,
         };
-        match Claims::enter(store.bucket(), claim).await {
+        match Claims::enter(store.clone(), claim).await {
             Ok(claims) => return Ok(claims),
             Err(error @ claims::Error::Overlap { .. }) => {
                 return Err(fail("cannot start", &error, exit::USAGE));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::Config;
 use stack::{Options, eventually};
+use wire::checkpoint::Checkpoint;
 use wire::gap::{Gap, Reason};
 use wire::{Event, Message as _, Value};
 
@@ -54,6 +55,28 @@ fn purge(rig: &Rig) {
         let context = stream::jetstream(rig.nats()).await;
         let stream = context.get_stream("CDC").await.expect("there is a stream");
         stream.purge().await.expect("it can be purged");
+    });
+}
+
+fn delete_checkpoints(rig: &Rig) {
+    stream::runtime().block_on(async {
+        let context = stream::jetstream(rig.nats()).await;
+        let deleted = context.delete_stream("KV_bridge_state").await;
+        deleted.expect("it can be deleted");
+    });
+}
+
+/// Waits until PostgreSQL has been told all that was written so far.
+#[track_caller]
+fn wait_until_confirmed(rig: &Rig) {
+    let written = rig.current_wal_lsn();
+    eventually(DEADLINE, "it is confirmed", || {
+        let confirmed = rig.confirmed_flush_lsn().expect("there is a slot");
+        if confirmed >= written {
+            Ok(())
+        } else {
+            Err(confirmed)
+        }
     });
 }
 
@@ -184,6 +207,54 @@ fn a_stream_made_anew_stops_the_bridge_until_that_is_accepted() {
 
     assert_eq!((told.epoch, told.reason), (1, Reason::StreamReset));
     assert_eq!(ids(&events), (11..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_checkpoint_bucket_deleted_under_a_bridge_is_made_again_and_confirming_goes_on() {
+    let rig = Rig::new();
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--durability", "acked"]);
+    rig.write_numbers(10);
+    wait_until_confirmed(&rig);
+
+    for _ in 0..2 {
+        delete_checkpoints(&rig);
+        rig.write_numbers(10);
+        wait_until_confirmed(&rig);
+    }
+    let said = bridge.said();
+    bridge.kill();
+    let bridge = rig.bridge(&["--durability", "acked"]);
+    rig.write_numbers(10);
+    let events = rig.events();
+    bridge.drain();
+
+    assert_eq!(said.matches("is made again").count(), 2, "{said}");
+    assert!(!said.contains("checkpoint not written"), "{said}");
+    assert_eq!(ids(&events), (1..=40).collect::<Vec<_>>());
+    assert_eq!(gap(&rig), None);
+}
+
+#[test]
+fn a_checkpoint_deleted_while_nothing_happens_is_written_again() {
+    let rig = Rig::alone(Options::default());
+    rig.create_numbers();
+    let bridge = rig.bridge(&["--durability", "acked"]);
+    rig.write_numbers(10);
+    wait_until_confirmed(&rig);
+
+    delete_checkpoints(&rig);
+    let checkpoint = eventually(DEADLINE, "the record is there again", || {
+        stream::runtime().block_on(async {
+            let context = stream::jetstream(rig.nats()).await;
+            let bucket = context.get_key_value("bridge_state").await.ok()?;
+            bucket.get(rig.slot.as_str()).await.ok()?
+        })
+    });
+    bridge.drain();
+
+    let checkpoint = Checkpoint::decode(&checkpoint).expect("it is a checkpoint");
+    assert_eq!(checkpoint.stream_sequence, 10);
 }
 
 #[test]
