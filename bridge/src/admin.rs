@@ -33,7 +33,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET /health", "the process answers"),
     (
         "GET /ready",
-        "200 while both sides are connected, else 503 with the reasons",
+        "200 while both sides are connected and no other bridge publishes the same tables, else 503 with the reasons",
     ),
     ("GET /status", "how it stands, as JSON"),
     ("GET /metrics", "the same as numbers, for Prometheus"),
@@ -78,6 +78,9 @@ impl Admin {
             .set(self.started.elapsed().as_secs() as i64);
         self.metrics.ring_events.set(self.ring.events() as i64);
         self.metrics.ring_bytes.set(self.ring.bytes() as i64);
+        self.metrics
+            .overlapping_bridges
+            .set(self.shared.overlaps().len() as i64);
     }
 
     fn ready(&self) -> Response {
@@ -85,11 +88,17 @@ impl Admin {
             ("postgres", self.shared.source()),
             ("nats", self.shared.publisher()),
         ];
-        let reasons: Vec<_> = sides
+        let mut reasons: Vec<_> = sides
             .iter()
             .filter(|(_, condition)| *condition != Condition::Well)
             .map(|(side, condition)| json!({ "side": side, "condition": describe(condition) }))
             .collect();
+        let overlaps = self.shared.overlaps();
+        reasons.extend(
+            overlaps
+                .iter()
+                .map(|overlap| json!({ "side": "stream", "condition": overlap.to_string() })),
+        );
         let status = if reasons.is_empty() {
             StatusCode::OK
         } else {

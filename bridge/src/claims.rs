@@ -1,12 +1,14 @@
 //! Sees that no two bridges publish the same tables into one stream.
 //!
 //! In: what this bridge is about to publish. Out: leave to do so, and whether others share the stream.
-//! Invariant: of two bridges whose subjects overlap one does not start; and a bridge that shares its
-//! stream publishes only after each of the others has said that it knows.
+//! Invariant: of two bridges whose subjects overlap one does not start, or both say so for as long as it
+//! lasts; and a bridge that shares its stream publishes only after each of the others has said that it
+//! knows.
 //!
 //! Each running bridge keeps a claim in KV bucket `bridge_state` and renews it. Two bridges on one slot
 //! are no rivals: PostgreSQL lets one of them stream.
 
+use std::fmt;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -41,11 +43,11 @@ pub struct Claim {
     pub is_shared: bool,
 }
 
-/// What the other claims mean.
+/// Whether others write to the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Alone,
-    /// Others write to the stream, and some of them do not know yet.
+    /// Others do, and some of them do not know yet.
     SharedUnaware,
     Shared,
 }
@@ -55,14 +57,48 @@ pub enum Verdict {
 pub struct Other {
     pub claim: Claim,
     pub is_older: bool,
+    /// It may be refused yet.
+    is_entering: bool,
 }
 
-/// Compares. Fails with the first older claim that overlaps.
-pub fn judge(own: &Claim, others: &[Other]) -> Result<Verdict, Error> {
+/// Another bridge that publishes some of the same subjects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlap {
+    pub slot: String,
+    pub filter: String,
+    pub is_older: bool,
+    is_entering: bool,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { slot, filter, .. } = self;
+        write!(
+            f,
+            "the bridge on slot {slot} publishes {filter} into the same stream: events may come twice, or not at all. \
+             Stop one of the two and start it with a disjoint --table list or a --stream of its own; then have copies of \
+             the tables seeded anew, with `bridge snapshot TABLE`"
+        )
+    }
+}
+
+/// What the other claims mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// Of those that do not overlap.
+    pub verdict: Verdict,
+    pub overlaps: Vec<Overlap>,
+}
+
+/// Compares.
+pub fn judge(own: &Claim, others: &[Other]) -> Judgement {
     let rivals = others
         .iter()
         .filter(|other| other.claim.stream == own.stream && other.claim.slot != own.slot);
-    let mut verdict = Verdict::Alone;
+    let mut judgement = Judgement {
+        verdict: Verdict::Alone,
+        overlaps: Vec::new(),
+    };
     for rival in rivals {
         let overlap = rival
             .claim
@@ -70,20 +106,18 @@ pub fn judge(own: &Claim, others: &[Other]) -> Result<Verdict, Error> {
             .iter()
             .find(|theirs| own.filters.iter().any(|ours| overlaps(ours, theirs)));
         match overlap {
-            Some(filter) if rival.is_older => {
-                return Err(Error::Overlap {
-                    slot: rival.claim.slot.clone(),
-                    stream: own.stream.clone(),
-                    filter: filter.clone(),
-                });
-            }
-            None if !rival.claim.is_shared => verdict = Verdict::SharedUnaware,
-            None if verdict == Verdict::Alone => verdict = Verdict::Shared,
-            // Of two that overlap the younger does not start.
-            Some(_) | None => {}
+            Some(filter) => judgement.overlaps.push(Overlap {
+                slot: rival.claim.slot.clone(),
+                filter: filter.clone(),
+                is_older: rival.is_older,
+                is_entering: rival.is_entering,
+            }),
+            None if !rival.claim.is_shared => judgement.verdict = Verdict::SharedUnaware,
+            None if judgement.verdict == Verdict::Alone => judgement.verdict = Verdict::Shared,
+            None => {}
         }
     }
-    Ok(verdict)
+    judgement
 }
 
 /// Some subject is under both.
@@ -98,7 +132,8 @@ pub fn overlaps(a: &str, b: &str) -> bool {
     }
 }
 
-const RENEWED_EVERY: Duration = Duration::from_secs(5);
+/// How often a claim is renewed, and the others are looked at.
+pub const RENEWED_EVERY: Duration = Duration::from_secs(5);
 /// Without renewal for this long a bridge is taken to be gone.
 const FORGOTTEN_AFTER: time::Duration = time::Duration::seconds(20);
 
@@ -134,23 +169,35 @@ impl Claims {
         };
         claims.since = claims.write().await?;
         loop {
-            match claims.look().await {
-                Ok(Verdict::Alone) => return Ok(claims),
-                Ok(Verdict::Shared) => {
+            let judgement = match claims.look().await {
+                Ok(judgement) => judgement,
+                Err(error) => {
+                    claims.leave().await;
+                    return Err(error);
+                }
+            };
+            // Of two that overlap the younger does not start.
+            if let Some(older) = judgement.overlaps.into_iter().find(|other| other.is_older) {
+                claims.leave().await;
+                return Err(Error::Overlap {
+                    slot: older.slot,
+                    stream: claims.own.stream,
+                    filter: older.filter,
+                });
+            }
+            match judgement.verdict {
+                Verdict::Alone => return Ok(claims),
+                Verdict::Shared => {
                     claims.share().await?;
                     return Ok(claims);
                 }
-                Ok(Verdict::SharedUnaware) => {
+                Verdict::SharedUnaware => {
                     tracing::info!(
                         stream = claims.own.stream,
                         "waiting until the other bridges on the stream know of this one"
                     );
                     claims.share().await?;
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                Err(error) => {
-                    claims.leave().await;
-                    return Err(error);
                 }
             }
         }
@@ -160,24 +207,10 @@ impl Claims {
         self.own.is_shared
     }
 
-    /// Renews the claim, for ever. Returns when another bridge has come to a stream that was this one's
-    /// alone; the claim may say so (`share`) once nothing is in flight that needs the stream alone.
-    pub async fn keep(&mut self) {
-        let mut interval = tokio::time::interval(RENEWED_EVERY);
-        loop {
-            interval.tick().await;
-            // NATS may be away: then nobody publishes.
-            let renewed = self.renew().await;
-            if renewed.is_ok()
-                && !self.own.is_shared
-                && let Ok(Verdict::Shared | Verdict::SharedUnaware) = self.look().await
-            {
-                return;
-            }
-        }
-    }
-
-    async fn renew(&mut self) -> Result<(), Error> {
+    /// Renews the claim, and looks at those of the others. Where another bridge has come to a stream that
+    /// was this one's alone, the claim may say so (`share`) once nothing is in flight that needs the stream
+    /// alone.
+    pub async fn renew(&mut self) -> Result<Judgement, Error> {
         let revision = match self.write().await {
             Err(_) if self.restore().await? => self.write().await?,
             written => written?,
@@ -187,7 +220,10 @@ impl Claims {
             self.since = revision;
             self.write().await?;
         }
-        Ok(())
+        let mut judgement = self.look().await?;
+        // A younger one is about to find out by itself, and publishes nothing.
+        judgement.overlaps.retain(|other| !other.is_entering);
+        Ok(judgement)
     }
 
     /// Tells the others that this bridge knows of them.
@@ -218,7 +254,7 @@ impl Claims {
         restored.map_err(|error| Error::Bucket(error.into()))
     }
 
-    async fn look(&self) -> Result<Verdict, Error> {
+    async fn look(&self) -> Result<Judgement, Error> {
         let bucket = self.store.bucket();
         let mut entries = Vec::new();
         let keys = bucket.keys().await;
@@ -258,10 +294,11 @@ impl Claims {
                 Some(Other {
                     claim: record.claim,
                     is_older: since < self.since,
+                    is_entering: record.since == 0,
                 })
             })
             .collect();
-        judge(&self.own, &others)
+        Ok(judge(&self.own, &others))
     }
 }
 
@@ -282,31 +319,35 @@ mod tests {
         Other {
             claim: claim(slot, filters),
             is_older: true,
+            is_entering: false,
         }
     }
 
     #[test]
-    fn the_bridge_that_came_second_to_a_table_does_not_start() {
+    fn of_two_bridges_with_a_table_in_common_it_is_known_which_came_first() {
         let own = claim("b", &["cdc.users.*", "cdc.orders.*"]);
         let mut rival = other("a", &["cdc.orders.*"]);
 
-        let refused = judge(&own, std::slice::from_ref(&rival))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            refused.contains("slot a publishes cdc.orders.*"),
-            "{refused}"
-        );
+        let judged = judge(&own, std::slice::from_ref(&rival));
+        let said = judged.overlaps[0].to_string();
+        assert!(said.contains("slot a publishes cdc.orders.*"), "{said}");
+        assert!(judged.overlaps[0].is_older);
         rival.is_older = false;
-        assert!(judge(&own, &[rival]).is_ok());
+        assert!(!judge(&own, &[rival]).overlaps[0].is_older);
     }
 
     #[test]
     fn all_tables_overlap_with_any() {
         let own = claim("b", &["cdc.>"]);
 
-        assert!(judge(&own, &[other("a", &["cdc.users.*"])]).is_err());
-        assert!(judge(&claim("b", &["cdc.users.*"]), &[other("a", &["cdc.>"])]).is_err());
+        let users = ["cdc.users.*"];
+        assert_eq!(judge(&own, &[other("a", &users)]).overlaps.len(), 1);
+        assert_eq!(
+            judge(&claim("b", &users), &[other("a", &["cdc.>"])])
+                .overlaps
+                .len(),
+            1
+        );
     }
 
     #[test]
@@ -315,11 +356,22 @@ mod tests {
         let mut rival = other("a", &["cdc.orders.*"]);
 
         assert_eq!(
-            judge(&own, std::slice::from_ref(&rival)).unwrap(),
+            judge(&own, std::slice::from_ref(&rival)).verdict,
             Verdict::SharedUnaware
         );
         rival.claim.is_shared = true;
-        assert_eq!(judge(&own, &[rival]).unwrap(), Verdict::Shared);
+        assert_eq!(judge(&own, &[rival]).verdict, Verdict::Shared);
+    }
+
+    #[test]
+    fn a_bridge_that_overlaps_does_not_hide_those_that_do_not() {
+        let own = claim("c", &["cdc.users.*"]);
+        let others = [other("a", &["cdc.users.*"]), other("b", &["cdc.orders.*"])];
+
+        let judged = judge(&own, &others);
+
+        assert_eq!(judged.verdict, Verdict::SharedUnaware);
+        assert_eq!(judged.overlaps.len(), 1);
     }
 
     #[test]
@@ -328,9 +380,10 @@ mod tests {
         let mut elsewhere = other("b", &["cdc.users.*"]);
         elsewhere.claim.stream = "OTHER".to_owned();
 
-        let verdict = judge(&own, &[other("a", &["cdc.users.*"]), elsewhere]);
+        let judged = judge(&own, &[other("a", &["cdc.users.*"]), elsewhere]);
 
-        assert_eq!(verdict.unwrap(), Verdict::Alone);
+        assert_eq!(judged.verdict, Verdict::Alone);
+        assert_eq!(judged.overlaps, []);
     }
 
     #[test]

@@ -66,6 +66,8 @@ metrics! {
     ring_events: IntGauge = "bridge_ring_events",
     /// Bytes of those events.
     ring_bytes: IntGauge = "bridge_ring_bytes",
+    /// Other bridges that publish the same tables into the stream; anything but 0 is a mistake.
+    overlapping_bridges: IntGauge = "bridge_overlapping_bridges",
     /// Events whose body went to the object store, because no message can hold it.
     oversize_events: IntCounter = "bridge_oversize_events_total",
     /// Snapshots being made.

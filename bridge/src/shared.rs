@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use wire::checkpoint::Owed;
 use wire::{Lsn, Position};
 
+use crate::claims::Overlap;
 use crate::counting::Counted;
 use crate::identity::Identity;
 use crate::publish::incarnation::Known;
@@ -57,6 +58,7 @@ pub struct Shared {
     has_company: AtomicBool,
     company_came: Notify,
     company_known: Notify,
+    overlaps: Mutex<Vec<Overlap>>,
     /// Where snapshots and the stream meet.
     pub handoff: Handoff,
 }
@@ -104,6 +106,7 @@ impl Default for Shared {
             has_company: AtomicBool::new(false),
             company_came: Notify::new(),
             company_known: Notify::new(),
+            overlaps: Mutex::default(),
             handoff: Handoff::default(),
         }
     }
@@ -405,6 +408,15 @@ impl Shared {
     /// The publisher, in a mode for shared streams.
     pub fn knows_sharing(&self) {
         self.company_known.notify_one();
+    }
+
+    /// Other bridges that publish the same tables into the stream.
+    pub fn overlaps(&self) -> Vec<Overlap> {
+        lock(&self.overlaps).clone()
+    }
+
+    pub fn set_overlaps(&self, overlaps: Vec<Overlap>) {
+        *lock(&self.overlaps) = overlaps;
     }
 
     pub fn source_is(&self, condition: Condition) {

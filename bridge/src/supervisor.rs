@@ -21,7 +21,7 @@ use wire::{Lsn, Position};
 use crate::admin::Admin;
 use crate::catalog::Catalog;
 use crate::checkpoint::{self, Fixed, Keeper, Records};
-use crate::claims::{self, Claim, Claims};
+use crate::claims::{self, Claim, Claims, Overlap, Verdict};
 use crate::config::Config;
 use crate::counting::{Counted, Counting};
 use crate::identity::Identity;
@@ -192,17 +192,38 @@ async fn claim(config: &Config, store: &checkpoint::Store) -> Result<Claims, u8>
     }
 }
 
-/// Renews the claim, and sees that the publisher knows when another bridge comes to the stream.
+/// Renews the claim, for ever. Sees that the publisher knows when another bridge comes to the stream, and
+/// that everybody does when one publishes the same tables.
 async fn keep_claim(mut claims: Claims, shared: Arc<Shared>) {
-    while !claims.is_shared() {
-        claims.keep().await;
+    let mut interval = tokio::time::interval(claims::RENEWED_EVERY);
+    loop {
+        interval.tick().await;
+        // NATS may be away: then nobody publishes.
+        let Ok(judgement) = claims.renew().await else {
+            continue;
+        };
+        note_overlaps(&shared, judgement.overlaps);
+        if claims.is_shared() || judgement.verdict == Verdict::Alone {
+            continue;
+        }
         shared.share_stream().await;
         if let Err(error) = claims.share().await {
             // The next renewal says it as well.
             tracing::debug!(error = %Chained(&error), "cannot tell the other bridge yet");
         }
     }
-    claims.keep().await;
+}
+
+/// Two bridges may come to the same tables when one was cut off for so long that its claim was forgotten.
+fn note_overlaps(shared: &Shared, overlaps: Vec<Overlap>) {
+    let before = shared.overlaps();
+    for overlap in overlaps.iter().filter(|overlap| !before.contains(overlap)) {
+        tracing::error!("{overlap}");
+    }
+    if overlaps.is_empty() && !before.is_empty() {
+        tracing::info!("no other bridge publishes the same tables any more");
+    }
+    shared.set_overlaps(overlaps);
 }
 
 /// Reads the checkpoint of an earlier run, if there is one.

@@ -125,6 +125,45 @@ fn bridges_whose_tables_overlap_do_not_share_a_stream() {
         );
     }
     assert!(first.is_running());
+    let said = first.said();
+    assert!(!said.contains("into the same stream"), "{said}");
+    first.drain();
+}
+
+/// The claim of a bridge that is cut off for long is forgotten; here it goes at once.
+#[test]
+fn bridges_that_come_to_overlap_while_they_run_say_so_until_one_ends() {
+    let rig = Rig::new(Options::default());
+    let first = rig.bridge("s1", &["--table", "a"]);
+    first.pause();
+    rig.forget_claims();
+    let second = rig.bridge("s2", &["--table", "b,a"]);
+    first.resume();
+
+    for (bridge, other) in [(&first, "s2"), (&second, "s1")] {
+        eventually(DEADLINE, "the bridge is not ready", || {
+            let (is_ready, said) = bridge.ready();
+            (!is_ready && said.contains(&format!("slot {other} publishes")))
+                .then_some(())
+                .ok_or(said)
+        });
+        assert!(
+            bridge
+                .metrics()
+                .contains("\nbridge_overlapping_bridges 1\n")
+        );
+        let said = bridge.said();
+        let alarm = format!("slot {other} publishes cdc.a.* into the same stream");
+        assert_eq!(said.matches(&alarm).count(), 1, "{said}");
+        assert!(said.contains("bridge snapshot TABLE"), "{said}");
+    }
+    second.drain();
+    eventually(DEADLINE, "the bridge is ready", || {
+        let (is_ready, said) = first.ready();
+        is_ready.then_some(()).ok_or(said)
+    });
+    assert!(first.metrics().contains("\nbridge_overlapping_bridges 0\n"));
+    assert_eq!(first.said().matches("slot s2 publishes").count(), 1);
     first.drain();
 }
 

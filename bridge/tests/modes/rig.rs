@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::message::StreamMessage;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use stack::{Options, Process, Stack, eventually};
 use tokio::runtime::Runtime;
 use wire::{Event, Message as _, Value};
@@ -181,6 +181,25 @@ impl Rig {
         self.last(subject).is_some()
     }
 
+    /// Deletes what the bridges have said of themselves.
+    pub fn forget_claims(&self) {
+        self.runtime.block_on(async {
+            let jetstream = self.jetstream().await;
+            let bucket = jetstream.get_key_value("bridge_state").await;
+            let bucket = bucket.expect("there is a bucket");
+            let keys: Vec<String> = bucket
+                .keys()
+                .await
+                .expect("it lists its keys")
+                .try_collect()
+                .await
+                .expect("it lists its keys");
+            for key in keys.iter().filter(|key| key.starts_with("claim.")) {
+                bucket.purge(key).await.expect("it can be purged");
+            }
+        });
+    }
+
     /// Somebody else's message.
     pub fn publish(&self, subject: &str) {
         self.runtime.block_on(async {
@@ -216,6 +235,20 @@ impl Bridge {
             Ok((200, body)) => serde_json::from_str(&body).expect("/status is JSON"),
             _ => serde_json::Value::Null,
         }
+    }
+
+    /// Whether it is ready, and what it answers.
+    pub fn ready(&self) -> (bool, String) {
+        let answer = stack::http_get(self.addr, "/ready");
+        answer.map_or((false, String::new()), |(status, body)| {
+            (status == 200, body)
+        })
+    }
+
+    /// `/metrics`, empty while nobody answers.
+    pub fn metrics(&self) -> String {
+        let answer = stack::http_get(self.addr, "/metrics");
+        answer.map_or(String::new(), |(_, body)| body)
     }
 
     /// SIGTERM; it must say that everything is stored.
