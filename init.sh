@@ -1,11 +1,14 @@
 #!/bin/sh
-# Prepares a PostgreSQL database for the bridge: checks its settings, applies schema/*.sql, sets
-# the password of role bridge_reader, and tries the session the bridge will open. Safe to repeat.
+# Prepares a PostgreSQL database for the bridge and the services: checks its settings, applies
+# schema/*.sql, sets the passwords of their roles, and tries the sessions they will open. Safe to
+# repeat.
 #
 #   PG_PASSWORD=secret ./init.sh postgresql://postgres@localhost/postgres
 #
 # The argument (or DATABASE_URL, or psql's own PG* variables) names a superuser or the owner of the
-# database; PG_PASSWORD is the password the bridge will log in with, as in its own environment.
+# database. PG_PASSWORD is the password the bridge will log in with as bridge_reader, as in its own
+# environment; PROCESSOR_PG_PASSWORD and READER_PG_PASSWORD are those of service_processor and
+# service_reader. A role without one keeps what it has.
 set -eu
 
 fail() {
@@ -15,14 +18,13 @@ fail() {
 
 case "${1:-}" in
     -h | --help)
-        sed -n '2,8s/^# \{0,1\}//p' "$0"
+        sed -n '2,11s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
 esac
 
 url=${1:-${DATABASE_URL:-}}
 schema=$(dirname "$0")/schema
-role=bridge_reader
 
 command -v psql >/dev/null || fail 'psql is missing; type: sudo apt-get install -y postgresql-client'
 
@@ -56,30 +58,54 @@ for file in "$schema"/*.sql; do
     printf 'applied %s\n' "$(basename "$file")"
 done
 
-if [ -n "${PG_PASSWORD:-}" ]; then
-    # Read by psql from its environment: an argument would be visible to every user of the machine.
-    sql >/dev/null <<SQL
-\\set password \`printf %s "\$PG_PASSWORD"\`
-ALTER ROLE $role PASSWORD :'password';
-SQL
-    printf 'password of %s set\n' "$role"
-
-    # The session of the bridge: same server and database, its own role, replication mode.
-    {
-        read -r host
-        read -r port
-        read -r database
-    } <<PLACE
+# Where psql has connected: the roles below are tried on the same server and database.
+{
+    read -r host
+    read -r port
+    read -r database
+} <<PLACE
 $(printf '\\echo :HOST\n\\echo :PORT\n\\echo :DBNAME\n' | sql)
 PLACE
-    PGHOST=$host PGPORT=$port PGDATABASE=$database PGUSER=$role PGPASSWORD=$PG_PASSWORD \
-        psql -X -q -d replication=database -c IDENTIFY_SYSTEM >/dev/null ||
-        fail "$role cannot open a replication session; if pg_hba.conf is the reason, add
-  host $database $role samenet scram-sha-256
+
+# set_password role password
+set_password() (
+    # Read by psql from its environment: an argument would be visible to every user of the machine.
+    NEW_PASSWORD=$2
+    export NEW_PASSWORD
+    sql -v role="$1" >/dev/null <<'SQL'
+\set password `printf %s "$NEW_PASSWORD"`
+ALTER ROLE :"role" LOGIN PASSWORD :'password';
+SQL
+    printf 'password of %s set\n' "$1"
+)
+
+# try_as role password kind conninfo command: the session of a process, with its own role.
+try_as() {
+    PGHOST=$host PGPORT=$port PGDATABASE=$database PGUSER=$1 PGPASSWORD=$2 \
+        psql -X -q -d "$4" -c "$5" >/dev/null ||
+        fail "$1 cannot open a $3 session; if pg_hba.conf is the reason, add
+  host $database $1 samenet scram-sha-256
 and type  psql -c 'SELECT pg_reload_conf()'"
-    printf '%s can open a replication session\n' "$role"
+    printf '%s can open a %s session\n' "$1" "$3"
+}
+
+if [ -n "${PG_PASSWORD:-}" ]; then
+    set_password bridge_reader "$PG_PASSWORD"
+    try_as bridge_reader "$PG_PASSWORD" replication replication=database IDENTIFY_SYSTEM
 else
-    printf 'PG_PASSWORD is not set: %s keeps the password it has\n' "$role"
+    printf 'PG_PASSWORD is not set: bridge_reader keeps the password it has\n'
+fi
+if [ -n "${PROCESSOR_PG_PASSWORD:-}" ]; then
+    set_password service_processor "$PROCESSOR_PG_PASSWORD"
+    try_as service_processor "$PROCESSOR_PG_PASSWORD" writing application_name=init.sh 'SET ROLE app_writer'
+else
+    printf 'PROCESSOR_PG_PASSWORD is not set: service_processor keeps the password it has\n'
+fi
+if [ -n "${READER_PG_PASSWORD:-}" ]; then
+    set_password service_reader "$READER_PG_PASSWORD"
+    try_as service_reader "$READER_PG_PASSWORD" reading application_name=init.sh 'SET ROLE app_reader'
+else
+    printf 'READER_PG_PASSWORD is not set: service_reader keeps the password it has\n'
 fi
 
 published=$(sql -c "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY schemaname, tablename) FROM pg_publication_tables WHERE pubname = 'cdc_pub'")

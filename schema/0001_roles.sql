@@ -3,6 +3,8 @@
 -- bridge_reader reads the WAL and the tables; it changes nothing. Its password is set by init.sh.
 -- app_reader and app_writer are what the services act as: a table is readable or writable through
 -- them when it is granted to these roles, and closed otherwise.
+-- service_processor and service_reader are what the services log in as. All they may do is act as
+-- app_writer and app_reader. They can log in once init.sh has given them a password.
 
 DO $$
 DECLARE
@@ -20,9 +22,20 @@ BEGIN
     EXCEPTION WHEN duplicate_object OR unique_violation THEN
         ALTER ROLE bridge_reader LOGIN REPLICATION;
     END;
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO bridge_reader', current_database());
+    FOREACH role IN ARRAY ARRAY['service_processor', 'service_reader'] LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN NOINHERIT', role);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL; -- It exists, and keeps its password.
+        END;
+    END LOOP;
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO bridge_reader, service_processor, service_reader',
+                   current_database());
 END
 $$;
+
+GRANT app_writer TO service_processor;
+GRANT app_reader TO service_reader;
 
 GRANT USAGE ON SCHEMA public TO bridge_reader, app_reader, app_writer;
 

@@ -99,8 +99,8 @@ impl Options {
         self
     }
 
-    /// Applies `schema/*.sql` in the order of their names to database `postgres`; role
-    /// `bridge_reader` then has password `bridge_reader`.
+    /// Applies `schema/*.sql` in the order of their names to database `postgres`; roles
+    /// `bridge_reader`, `service_processor` and `service_reader` then have their names as passwords.
     #[must_use]
     pub fn schema(mut self, apply: bool) -> Self {
         self.schema = apply;

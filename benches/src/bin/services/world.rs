@@ -27,10 +27,6 @@ impl World {
         let binaries = stack::build_binaries(&PACKAGES)?;
         let options = Options::default().schema(true).redis(true).fsync(fsync);
         let stack = Stack::up(options.postgres_setting("max_wal_size", "8GB"))?;
-        stack.postgres().sql(
-            "CREATE ROLE processor LOGIN PASSWORD 'processor' IN ROLE app_writer;
-             CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE app_reader",
-        );
         let (postgres, nats) = (stack.postgres().version(), stack.nats().version());
         let cores = std::thread::available_parallelism()?;
         println!("PostgreSQL {postgres}, nats-server {nats}, {cores} cores, fsync {fsync}");
@@ -48,10 +44,11 @@ impl World {
         let place = PACKAGES.iter().position(|name| *name == package);
         let binary = &self.binaries[place.expect("it is one of the four")];
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, self.stack.claim_port()));
-        let user = if package == "bridge" {
-            "bridge_reader"
-        } else {
-            package
+        let user = match package {
+            "bridge" => "bridge_reader",
+            "processor" => "service_processor",
+            "reader" => "service_reader",
+            _ => "nobody",
         };
         let postgres = self.stack.postgres().url_as(user, user, "postgres");
         let process = self

@@ -228,8 +228,10 @@ impl Postgres {
             self.try_sql_in("postgres", &text)
                 .map_err(|message| Error::Schema { path, message })?;
         }
-        // The migrations give it none.
-        self.sql("ALTER ROLE bridge_reader PASSWORD 'bridge_reader'");
+        // The migrations give them none.
+        for role in ["bridge_reader", "service_processor", "service_reader"] {
+            self.sql(&format!("ALTER ROLE {role} LOGIN PASSWORD '{role}'"));
+        }
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use stack::{Options, Process, Stack};
+use stack::{Options, Program, Stack};
 
 use crate::DEADLINE;
 
@@ -10,13 +10,16 @@ fn workspace() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-fn init(stack: &Stack, password: &str) -> Process {
+fn init(stack: &Stack, password: &str) -> Program {
     let bin = stack.postgres().bin_dir().display();
     let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
     let init = stack
         .program(workspace().join("init.sh"))
         .arg(stack.postgres().url());
-    init.env("PATH", path).env("PG_PASSWORD", password).start()
+    init.env("PATH", path)
+        .env("PG_PASSWORD", password)
+        .env_remove("PROCESSOR_PG_PASSWORD")
+        .env_remove("READER_PG_PASSWORD")
 }
 
 #[test]
@@ -24,7 +27,7 @@ fn init_prepares_a_database_and_may_be_repeated_with_another_password() {
     let stack = Stack::up(Options::default().without_nats()).unwrap();
 
     for password in ["it's \"odd\" $HOME \\ :x", "second"] {
-        let process = init(&stack, password);
+        let process = init(&stack, password).start();
         let status = process.wait(DEADLINE);
         assert!(status.success(), "{}", process.log_tail());
         let said = process.stdout();
@@ -43,13 +46,80 @@ fn init_prepares_a_database_and_may_be_repeated_with_another_password() {
 }
 
 #[test]
+fn init_lets_the_services_in_with_passwords_of_their_own() {
+    let stack = Stack::up(Options::default().without_nats()).unwrap();
+    let logins =
+        "SELECT rolname FROM pg_roles WHERE rolname LIKE 'service\\_%' AND rolcanlogin ORDER BY 1";
+
+    let process = init(&stack, "of the bridge").start();
+    let status = process.wait(DEADLINE);
+    assert!(status.success(), "{}", process.log_tail());
+    assert!(stack.postgres().sql(logins).is_empty());
+    let said = process.stdout();
+    assert!(
+        said.contains("READER_PG_PASSWORD is not set: service_reader keeps"),
+        "{said}"
+    );
+
+    for (processor, reader) in [("it's \"odd\" $HOME \\ :x", "r"), ("second", "other")] {
+        let process = init(&stack, "of the bridge")
+            .env("PROCESSOR_PG_PASSWORD", processor)
+            .env("READER_PG_PASSWORD", reader)
+            .start();
+        let status = process.wait(DEADLINE);
+        assert!(status.success(), "{}", process.log_tail());
+        let said = process.stdout();
+        for line in [
+            "service_processor can open a writing session\n",
+            "service_reader can open a reading session\n",
+        ] {
+            assert!(said.contains(line), "{said}");
+        }
+    }
+    assert_eq!(stack.postgres().sql(logins).len(), 2);
+}
+
+#[test]
+fn the_services_logins_may_do_nothing_but_take_their_roles() {
+    let stack = Stack::up(Options::default().without_nats().schema(true)).unwrap();
+    let postgres = stack.postgres();
+    let refused = |sql: &str| postgres.try_sql_in("postgres", sql).unwrap_err();
+
+    let denied = "42501: permission denied for table users";
+    for login in ["service_processor", "service_reader"] {
+        let own = format!("SET SESSION AUTHORIZATION {login}; SELECT FROM users");
+        assert_eq!(refused(&own), denied);
+        let rights = format!(
+            "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+             FROM pg_roles WHERE rolname = '{login}'"
+        );
+        assert_eq!(postgres.value(&rights), "f");
+    }
+    postgres.sql(
+        "SET SESSION AUTHORIZATION service_processor; SET ROLE app_writer;
+         INSERT INTO users (name, email) VALUES ('Ada', 'a@example.com')",
+    );
+    assert_eq!(
+        refused(
+            "SET SESSION AUTHORIZATION service_reader; SET ROLE app_reader;
+             SELECT FROM users; DELETE FROM users"
+        ),
+        denied
+    );
+    assert_eq!(
+        refused("SET SESSION AUTHORIZATION service_reader; SET ROLE app_writer"),
+        "42501: permission denied to set role \"app_writer\""
+    );
+}
+
+#[test]
 fn init_says_how_to_switch_logical_decoding_on() {
     let options = Options::default()
         .without_nats()
         .postgres_setting("wal_level", "replica");
     let stack = Stack::up(options).unwrap();
 
-    let process = init(&stack, "secret");
+    let process = init(&stack, "secret").start();
 
     assert_eq!(process.wait(DEADLINE).code(), Some(1));
     let said = process.stderr();

@@ -1,7 +1,7 @@
 //! PostgreSQL, NATS, Redis, and all four processes between them.
 //!
 //! In: how many of each service. Out: their addresses, and a way to kill each one.
-//! Must hold: every process logs in as an ordinary user with the roles that README names, and keeps its port when it is
+//! Must hold: every process logs in as the ordinary user that `schema/` makes for it, and keeps its port when it is
 //! started again.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -53,8 +53,6 @@ pub struct Service {
 
 /// `applied` counts what really happened to `users`, one row for each row change, in order.
 const SET_UP: &str = "
-    CREATE ROLE processor LOGIN PASSWORD 'processor' IN ROLE app_writer;
-    CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE app_reader;
     CREATE TABLE applied (place bigserial, op text, id uuid, name text);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
         BEGIN
@@ -106,8 +104,8 @@ impl World {
         };
         let bridge = start("bridge", 1, "bridge_reader", &[]);
         let gateways = several("gateway", replicas.gateways, "nobody", gateway_flags);
-        let processors = several("processor", replicas.processors, "processor", &[]);
-        let readers = several("reader", replicas.readers, "reader", &[]);
+        let processors = several("processor", replicas.processors, "service_processor", &[]);
+        let readers = several("reader", replicas.readers, "service_reader", &[]);
         let world = Self {
             gateways,
             processors,

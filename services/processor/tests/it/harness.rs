@@ -1,6 +1,6 @@
 //! One world per test: PostgreSQL with two tables, NATS, and processors.
 //!
-//! In: commands. Out: outcomes. Must hold: the processor logs in as an ordinary member of app_writer.
+//! In: commands. Out: outcomes. Must hold: the processor logs in as an ordinary user that `schema/` makes for it.
 
 use std::time::Duration;
 
@@ -35,8 +35,7 @@ const TABLES: &str = "
             RETURN NULL;
         END $$;
     CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON people
-        FOR EACH ROW EXECUTE FUNCTION note();
-    CREATE ROLE processor LOGIN PASSWORD 'processor' IN ROLE app_writer;";
+        FOR EACH ROW EXECUTE FUNCTION note();";
 
 impl World {
     pub async fn up() -> Self {
@@ -54,10 +53,10 @@ impl World {
     }
 
     pub fn program(&self, name: &str, words: &[&str]) -> stack::Program {
-        let url = self
-            .stack
-            .postgres()
-            .url_as("processor", "processor", "postgres");
+        let url =
+            self.stack
+                .postgres()
+                .url_as("service_processor", "service_processor", "postgres");
         self.stack
             .program(env!("CARGO_BIN_EXE_processor"))
             .named(name)

@@ -1,7 +1,7 @@
 //! One world per test: PostgreSQL, NATS, Redis and readers, and a hand in the bridge's place.
 //!
 //! In: SQL. Out: the rows, and the events the bridge would publish. Must hold: the reader logs in as an
-//! ordinary member of app_reader.
+//! ordinary user that `schema/` makes for it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -36,8 +36,7 @@ const TABLES: &str = "
     CREATE TABLE books (id integer PRIMARY KEY, title text, price numeric(10,2), sold bigint,
         tags text[], extra jsonb, is_new boolean, weight double precision, secret text);
     GRANT SELECT (id, title, price, sold, tags, extra, is_new, weight) ON books TO app_reader;
-    CREATE TABLE closed (id integer PRIMARY KEY);
-    CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE app_reader;";
+    CREATE TABLE closed (id integer PRIMARY KEY);";
 
 impl World {
     pub async fn up() -> Self {
@@ -76,7 +75,10 @@ impl World {
     }
 
     pub fn program(&self, name: &str, flags: &[&str]) -> stack::Program {
-        let url = self.stack.postgres().url_as("reader", "reader", "postgres");
+        let url = self
+            .stack
+            .postgres()
+            .url_as("service_reader", "service_reader", "postgres");
         self.stack
             .program(env!("CARGO_BIN_EXE_reader"))
             .named(name)

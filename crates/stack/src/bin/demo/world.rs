@@ -23,10 +23,6 @@ pub struct World {
 }
 
 const PACKAGES: [&str; 4] = ["bridge", "gateway", "processor", "reader"];
-/// An administrator's part of the set-up.
-const LOGINS: &str = "
-    CREATE ROLE processor LOGIN PASSWORD 'processor' IN ROLE app_writer;
-    CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE app_reader";
 
 impl World {
     /// Blocking; the first time it compiles the processes and fetches servers that are not installed.
@@ -48,7 +44,6 @@ impl World {
                 .redis(true),
         )?;
         let (postgres, nats) = (stack.postgres(), stack.nats());
-        postgres.sql(LOGINS);
         println!(
             "      PostgreSQL {}, nats-server {}",
             postgres.version(),
@@ -80,8 +75,8 @@ impl World {
         let bridge = start(0, "bridge_reader", "bridge", &[slot, publication].concat())?;
         let services = vec![
             start(1, "nobody", "app", &[])?,
-            start(2, "processor", "app", &[])?,
-            start(3, "reader", "app", &[])?,
+            start(2, "service_processor", "app", &[])?,
+            start(3, "service_reader", "app", &[])?,
         ];
         let [bridge_addr, gateway, processor, reader] = addresses;
         let world = Self {
