@@ -73,6 +73,9 @@ pub struct OperationStatus {
     /// Completed: an LSN at or behind its commit, for `X-Min-LSN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lsn: Option<Lsn>,
+    /// Its transaction, for `X-Min-XID`, where it may not be visible to readers yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xid: Option<u64>,
     /// RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_at: Option<String>,

@@ -265,6 +265,7 @@ fn fixed_schemas() -> Map<String, Value> {
                 "entityId": {"type": "string"},
                 "table": {"type": "string"},
                 "lsn": {"type": "string"},
+                "xid": {"type": "integer"},
                 "acceptedAt": {"type": "string"},
                 "completedAt": {"type": "string"},
             },

@@ -246,6 +246,7 @@ fn status(event: &Event) -> Option<OperationStatus> {
             .or_else(|| text("entity_id"))
             .map(str::to_owned),
         lsn: (status == Status::Completed).then_some(event.commit_lsn),
+        xid: (status == Status::Completed && event.xid != 0).then_some(event.xid),
         accepted_at: None,
         completed_at: text("completed_at").map(str::to_owned),
     })
@@ -268,7 +269,7 @@ mod tests {
 
     fn event(status: &str, error: Value) -> Event {
         let json = r#"{"table":"write_operations","operation":"UPDATE","relation_id":1,
-            "lsn":"0/1","columns":[],"commit_lsn":"0/2A","seq":1}"#;
+            "lsn":"0/1","columns":[],"commit_lsn":"0/2A","seq":1,"xid":745}"#;
         let mut event = Event::decode(json.as_bytes()).unwrap();
         event.columns = vec![
             Column::new("operation_id", Value::Text("op-1".to_owned())),
@@ -282,7 +283,7 @@ mod tests {
     fn a_final_row_is_an_outcome_and_a_pending_one_is_not() {
         let completed = status(&event("completed", Value::Null)).unwrap();
         assert_eq!(completed.operation_id, "op-1");
-        assert_eq!(completed.lsn, Some(Lsn(0x2A)));
+        assert_eq!((completed.lsn, completed.xid), (Some(Lsn(0x2A)), Some(745)));
 
         assert_eq!(status(&event("pending", Value::Null)), None);
     }

@@ -38,6 +38,17 @@ pub struct Found {
     pub lsn: Lsn,
     /// Row-level security decided which rows: not to be shown to anybody else.
     pub is_personal: bool,
+    /// The transaction asked for is visible in them.
+    pub has_seen: bool,
+}
+
+/// A committed transaction, as its events name it.
+#[derive(Debug, Clone, Copy)]
+pub struct Transaction {
+    /// 64 bit.
+    pub xid: u64,
+    /// Where its commit record begins.
+    pub commit_lsn: Lsn,
 }
 
 /// Why a read failed.
@@ -77,8 +88,17 @@ impl Database {
         }
     }
 
-    /// Reads a table. `claims` is what policies see as `current_setting('request.jwt.claims')`.
-    pub async fn read(&self, sql: &Sql, table: &str, claims: &str) -> Result<Found, Error> {
+    /// Reads a table. `claims` is what policies see as `current_setting('request.jwt.claims')`; `behind` is a
+    /// transaction to look for.
+    pub async fn read(
+        &self,
+        sql: &Sql,
+        table: &str,
+        claims: &str,
+        behind: Option<Transaction>,
+    ) -> Result<Found, Error> {
+        let xid = behind.map(|behind| behind.xid.to_string());
+        let commit_lsn = behind.map(|behind| behind.commit_lsn.to_string());
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> = sql
             .parameters
             .iter()
@@ -92,26 +112,33 @@ impl Database {
             // All four are on their way before the first answer; PostgreSQL runs them in order. The LSN
             // is taken by an earlier statement than the rows: their snapshot is not older.
             let client = session.client();
-            let asked: [(&(dyn ToSql + Sync), Type); 2] =
-                [(&claims, Type::TEXT), (&table, Type::TEXT)];
+            let asked: [(&(dyn ToSql + Sync), Type); 4] = [
+                (&claims, Type::TEXT),
+                (&table, Type::TEXT),
+                (&xid, Type::TEXT),
+                (&commit_lsn, Type::TEXT),
+            ];
             let ((), facts, rows, ()) = tokio::try_join!(
                 client.batch_execute(BEGIN),
                 client.query_typed(FACTS, &asked),
                 client.query_typed(&sql.text, &parameters),
                 client.batch_execute("COMMIT"),
             )?;
-            let facts = facts.first().map(|row| (row.get(0), row.get(1)));
+            let facts = facts
+                .first()
+                .map(|row| (row.get(0), row.get(1), row.get(2)));
             Ok((facts, rows))
         });
         match read.await {
             Ok((facts, rows)) => {
                 self.give_back(session);
-                let (lsn, is_personal): (String, bool) =
-                    facts.unwrap_or_else(|| (String::new(), true));
+                let (lsn, is_personal, has_seen): (String, bool, bool) =
+                    facts.unwrap_or_else(|| (String::new(), true, behind.is_none()));
                 Ok(Found {
                     rows,
                     lsn: lsn.parse().unwrap_or_default(),
                     is_personal,
+                    has_seen,
                 })
             }
             Err(error) => Err(self.failed(session, error).await),
@@ -248,10 +275,16 @@ impl Drop for Waiting<'_> {
 }
 
 const BEGIN: &str = "BEGIN TRANSACTION READ ONLY";
-/// Sets the claims until the end of the transaction; says where the WAL stands, and whether policies
-/// decide on the table's rows.
+/// Sets the claims until the end of the transaction; says where the WAL stands, whether policies decide on
+/// the table's rows, and whether these will show what the transaction asked for has done.
+///
+/// PostgreSQL: a commit is in WAL before it is visible, so on the primary its LSN proves nothing. On a
+/// standby it does, once it was replayed; there pg_current_snapshot() does not list who is in progress.
 const FACTS: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                 ELSE pg_current_wal_insert_lsn() END::text,
-           row_security_active($2::regclass)
+           row_security_active($2::regclass),
+           CASE WHEN $3 IS NULL THEN true
+                WHEN pg_is_in_recovery() THEN coalesce($4::pg_lsn < pg_last_wal_replay_lsn(), false)
+                ELSE pg_visible_in_snapshot($3::xid8, pg_current_snapshot()) END
     FROM set_config('request.jwt.claims', $1, true)";

@@ -68,7 +68,7 @@ fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<S
     if !key(schema).is_empty() {
         let id = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"},
             "description": "The primary key; parts of a composite one separated by commas"});
-        let parameters = vec![id, min_lsn()];
+        let parameters = vec![id, min_lsn(), min_xid()];
         let operation = self::operation(&format!("read {path}"), &path, &parameters, &row);
         paths.insert(format!("/{path}/{{id}}"), json!({"get": operation}));
     }
@@ -121,6 +121,7 @@ fn page_parameters() -> Vec<Value> {
         ),
         parameter("query", "after", "From the link to the next page", text()),
         min_lsn(),
+        min_xid(),
     ]
 }
 
@@ -131,6 +132,17 @@ fn min_lsn() -> Value {
         "X-Min-LSN",
         description,
         json!({"type": "string"}),
+    )
+}
+
+fn min_xid() -> Value {
+    let description =
+        "The xid of that write, where it has one: the commit may be in WAL before it is visible";
+    parameter(
+        "header",
+        "X-Min-XID",
+        description,
+        json!({"type": "integer", "minimum": 0}),
     )
 }
 

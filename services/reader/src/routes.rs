@@ -78,11 +78,12 @@ type Names<T> = Result<Path<T>, PathRejection>;
 
 /// Longest wait for a status.
 pub const WAIT_MAX: Duration = Duration::from_mins(1);
-/// How long a read with `X-Min-LSN` waits for a standby to catch up.
+/// How long a read with `X-Min-LSN` waits for a standby to catch up, or for a commit to become visible.
 const CATCH_UP: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_MIN_LSN: HeaderName = HeaderName::from_static("x-min-lsn");
+const X_MIN_XID: HeaderName = HeaderName::from_static("x-min-xid");
 
 /// The reader's routes. Every other path is a table.
 pub fn router(reader: Arc<Reader>) -> Router {
@@ -403,16 +404,7 @@ impl Reader {
         claims: Option<&Claims>,
         headers: &HeaderMap,
     ) -> Result<(Answer, &'static str), Problem> {
-        let min_lsn = headers
-            .get(X_MIN_LSN)
-            .map(|value| {
-                value
-                    .to_str()
-                    .ok()
-                    .and_then(|text| text.parse::<Lsn>().ok())
-            })
-            .map(|lsn| lsn.ok_or_else(|| bad_request("X-Min-LSN must be an LSN such as 0/25CB3C8")))
-            .transpose()?;
+        let floor = Floor::of(headers)?;
         let sql = sql::of(query, &table.schema);
         let mut generation = None;
         let result = if table.schema.row_security {
@@ -422,8 +414,11 @@ impl Reader {
             let key = names::schema_key(namespace, &table.schema.table);
             let fingerprint = fingerprint(table.revision, &sql);
             match self.cache.lookup(&key, &fingerprint).await {
-                // Strictly: two reads may see one LSN, one of them before the commit at it is visible.
-                Lookup::Hit(answer) if min_lsn.is_none_or(|min| min < answer.lsn) => {
+                // Strictly: two reads may see one LSN, one of them before the commit at it is visible. What
+                // transactions it saw is not kept with an answer.
+                Lookup::Hit(answer)
+                    if floor.xid.is_none() && floor.lsn.is_none_or(|min| min < answer.lsn) =>
+                {
                     self.count_cache("hit");
                     return Ok((answer, "HIT"));
                 }
@@ -437,7 +432,7 @@ impl Reader {
         };
         self.count_cache(&result.to_ascii_lowercase());
         let (answer, is_personal) = self
-            .read_database(table, query, &sql, claims, min_lsn)
+            .read_database(table, query, &sql, claims, &floor)
             .await?;
         match generation {
             Some(generation) if !is_personal => self.cache.store(generation, &answer).await,
@@ -452,7 +447,7 @@ impl Reader {
         query: &Query<'_>,
         sql: &sql::Sql,
         claims: Option<&Claims>,
-        min_lsn: Option<Lsn>,
+        floor: &Floor,
     ) -> Result<(Answer, bool), Problem> {
         let claims = claims.map_or_else(
             || "{}".to_owned(),
@@ -461,14 +456,14 @@ impl Reader {
         let name = sql::qualified(&table.schema);
         let deadline = Instant::now() + CATCH_UP;
         loop {
-            let found = self.database.read(sql, &name, &claims).await;
-            let found = found.map_err(|error| database_problem(&error))?;
-            if min_lsn.is_none_or(|min| min <= found.lsn) {
+            let found = self.database.read(sql, &name, &claims, floor.transaction());
+            let found = found.await.map_err(|error| database_problem(&error))?;
+            if found.has_seen && floor.lsn.is_none_or(|min| min <= found.lsn) {
                 let answer = answer(query, &found);
                 return Ok((answer, found.is_personal));
             }
             if deadline <= Instant::now() {
-                let detail = "PostgreSQL has not reached X-Min-LSN";
+                let detail = "PostgreSQL has not reached X-Min-LSN, or does not show X-Min-XID yet";
                 return Err(Problem::unavailable(
                     "behind",
                     detail,
@@ -482,6 +477,53 @@ impl Reader {
     fn count_cache(&self, result: &str) {
         self.metrics.cache_total.with_label_values(&[result]).inc();
     }
+}
+
+/// What an answer must have seen.
+struct Floor {
+    lsn: Option<Lsn>,
+    xid: Option<u64>,
+}
+
+impl Floor {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let lsn = parsed(
+            headers,
+            &X_MIN_LSN,
+            "X-Min-LSN must be an LSN such as 0/25CB3C8",
+        )?;
+        let xid = parsed(
+            headers,
+            &X_MIN_XID,
+            "X-Min-XID must be a number such as 745",
+        )?;
+        if xid.is_some() && lsn.is_none() {
+            return Err(bad_request(
+                "X-Min-XID says which commit at X-Min-LSN is meant: send both",
+            ));
+        }
+        Ok(Self { lsn, xid })
+    }
+
+    fn transaction(&self) -> Option<database::Transaction> {
+        let (Some(xid), Some(commit_lsn)) = (self.xid, self.lsn) else {
+            return None;
+        };
+        Some(database::Transaction { xid, commit_lsn })
+    }
+}
+
+/// The value of a header, where it is there.
+fn parsed<T: std::str::FromStr>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    problem: &str,
+) -> Result<Option<T>, Problem> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let value = value.to_str().ok().and_then(|text| text.parse().ok());
+    value.map(Some).ok_or_else(|| bad_request(problem))
 }
 
 fn answer(query: &Query<'_>, found: &database::Found) -> Answer {

@@ -113,6 +113,8 @@ impl Operations {
                 lsn: lsn
                     .filter(|_| status == Status::Completed)
                     .and_then(|lsn| lsn.parse().ok()),
+                // It is visible.
+                xid: None,
                 accepted_at: text(4),
                 completed_at: text(5),
             },
@@ -147,6 +149,7 @@ impl Operations {
                     table,
                     entity_id,
                     lsn: None,
+                    xid: None,
                     accepted_at,
                     completed_at: None,
                 },

@@ -462,6 +462,7 @@ fn services() -> Vec<Sample> {
         table: Some("orders".to_owned()),
         entity_id: Some(entity_id()),
         lsn: None,
+        xid: None,
         accepted_at: Some(at(0)),
         completed_at: Some(at(1)),
     };

@@ -196,6 +196,58 @@ async fn a_reader_sees_its_own_write_by_min_lsn_though_the_cache_has_not_heard()
     assert_eq!(far.status, 503);
 }
 
+/// A commit that waits for a synchronous standby is in WAL, and so in the stream, but not visible.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_behind_an_event_waits_until_its_transaction_is_visible() {
+    let world = World::up().await;
+    let postgres = world.stack.postgres();
+    postgres.sql("INSERT INTO books (id, title) VALUES (1, 'old')");
+    let reader = world.reader(&[]).await;
+    reader.get("/books/1").await;
+    // Nobody waits but who asks to.
+    postgres.sql("ALTER SYSTEM SET synchronous_commit = 'local'");
+    postgres.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    postgres.sql("SELECT pg_reload_conf()");
+    eventually_async(DEADLINE, "the settings are read", async || {
+        postgres.value("SHOW synchronous_standby_names") == "nobody"
+    })
+    .await;
+
+    let (client, connection) = tokio_postgres::connect(&postgres.url(), tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let committing = tokio::spawn(async move {
+        let sql = "SET synchronous_commit = on; BEGIN; UPDATE books SET title = 'new'; COMMIT";
+        client.batch_execute(sql).await.unwrap();
+    });
+    let waiting = "SELECT backend_xid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let xid = eventually_async(DEADLINE, "a commit that waits", async || {
+        postgres.sql(waiting).pop().and_then(|row| row[0].clone())
+    })
+    .await;
+    let lsn = postgres.value("SELECT pg_current_wal_insert_lsn()");
+    let behind = [("X-Min-LSN", lsn.as_str()), ("X-Min-XID", xid.as_str())];
+
+    // WAL is there already.
+    let by_lsn = reader.get_with("/books/1", &behind[..1]).await;
+    assert_eq!(by_lsn.json()["title"], "old");
+    let by_both = reader.get_with("/books/1", &behind).await;
+    assert_eq!(by_both.status, 503, "{by_both:?}");
+
+    postgres.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    postgres.sql("SELECT pg_reload_conf()");
+    committing.await.unwrap();
+    // Nobody has told the cache.
+    assert_eq!(reader.get("/books/1").await.json()["title"], "old");
+    let by_both = reader.get_with("/books/1", &behind).await;
+    assert_eq!(by_both.json()["title"], "new");
+
+    for wrong in [&[behind[0], ("X-Min-XID", "x")][..], &behind[1..]] {
+        assert_eq!(reader.get_with("/books/1", wrong).await.status, 400);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgresql_is_away_cached_answers_are_served_and_the_rest_is_503() {
     let world = World::up().await;
