@@ -15,9 +15,9 @@ use async_nats::jetstream::{Context, Message};
 use daemon::backoff::{self, Backoff};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::types::Type;
-use wire::Message as _;
+use tokio_postgres::types::{ToSql, Type};
 use wire::names::schema_key;
+use wire::{Lsn, Message as _};
 
 use crate::cache::{self, Cache, Heard};
 use crate::database::{self, Database};
@@ -43,7 +43,7 @@ pub struct Invalidator {
     pub metrics: Arc<Metrics>,
 }
 
-/// The two keys of an event that matter here, and its transaction. Reading them skips the row.
+/// The keys of an event that matter here: its table and its transaction. Reading them skips the row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Changed {
     table: String,
@@ -51,6 +51,16 @@ struct Changed {
     schema: String,
     #[serde(default)]
     xid: u64,
+    #[serde(default)]
+    commit_lsn: Lsn,
+}
+
+/// What is to be visible.
+#[derive(Debug, Default)]
+struct Transactions {
+    xids: BTreeSet<String>,
+    /// Where the last commit record begins.
+    last_lsn: Lsn,
 }
 
 impl wire::Message for Changed {}
@@ -182,7 +192,7 @@ impl Invalidator {
 
     async fn invalidate(&self, batch: &[Message], is_complete: bool) -> Result<(), Error> {
         let mut tables = BTreeSet::new();
-        let mut transactions = BTreeSet::new();
+        let mut transactions = Transactions::default();
         let mut is_unclear = !is_complete;
         for message in batch {
             if message.subject.as_str() == self.gap_subject {
@@ -193,7 +203,8 @@ impl Invalidator {
                 Ok(changed) => {
                     tables.insert(schema_key(&changed.schema, &changed.table));
                     if changed.xid != 0 {
-                        transactions.insert(changed.xid.to_string());
+                        transactions.xids.insert(changed.xid.to_string());
+                        transactions.last_lsn = transactions.last_lsn.max(changed.commit_lsn);
                     }
                 }
                 Err(error) => {
@@ -204,7 +215,6 @@ impl Invalidator {
         }
         self.metrics.changes_total.inc_by(batch.len() as u64);
         let tables: Vec<String> = tables.into_iter().collect();
-        let transactions: Vec<String> = transactions.into_iter().collect();
         let mut is_visible = self.are_visible(&transactions).await;
         loop {
             if is_unclear {
@@ -233,14 +243,15 @@ impl Invalidator {
     }
 
     /// Whether a read that begins now sees all these transactions. False too when nobody can say.
-    async fn are_visible(&self, transactions: &[String]) -> bool {
-        if transactions.is_empty() {
+    async fn are_visible(&self, transactions: &Transactions) -> bool {
+        if transactions.xids.is_empty() {
             return true;
         }
-        let asked = self
-            .database
-            .query(VISIBLE, &[(&transactions, Type::TEXT_ARRAY)])
-            .await;
+        let xids: Vec<&String> = transactions.xids.iter().collect();
+        let last_lsn = transactions.last_lsn.to_string();
+        let asked: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&xids, Type::TEXT_ARRAY), (&last_lsn, Type::TEXT)];
+        let asked = self.database.query(VISIBLE, &asked).await;
         match asked {
             Ok(rows) => rows.first().is_some_and(|row| row.get(0)),
             Err(database::Error::Refused(error)) => {
@@ -274,9 +285,13 @@ fn follows(heard: &mut Heard, batch: &[Message]) -> Result<bool, Error> {
 }
 
 /// An aborted transaction has no events, so one that is over is committed and seen.
+///
+/// PostgreSQL: on a standby pg_current_snapshot() does not list who is in progress; there a commit is visible
+/// once its record was replayed.
 const VISIBLE: &str = "
-    SELECT coalesce(bool_and(pg_visible_in_snapshot(xid::xid8, pg_current_snapshot())), true)
-    FROM unnest($1::text[]) AS xid";
+    SELECT CASE WHEN pg_is_in_recovery() THEN coalesce($2::pg_lsn < pg_last_wal_replay_lsn(), false)
+                ELSE (SELECT bool_and(pg_visible_in_snapshot(xid::xid8, pg_current_snapshot()))
+                      FROM unnest($1::text[]) AS xid) END";
 
 fn public() -> String {
     wire::names::PUBLIC.to_owned()

@@ -182,8 +182,11 @@ impl World {
     }
 
     pub async fn publish(&self, table: &str, xid: u64, columns: Vec<Column>) -> u64 {
-        let event = event(table, xid, columns);
-        let subjects = SubjectPattern::default().subjects("public", table);
+        self.publish_event(&event(table, xid, columns)).await
+    }
+
+    pub async fn publish_event(&self, event: &Event) -> u64 {
+        let subjects = SubjectPattern::default().subjects("public", &event.table);
         let ack = self
             .jetstream
             .publish(subjects.update, event.to_msgpack().into())

@@ -7,4 +7,5 @@ mod access;
 mod cache;
 mod live;
 mod rows;
+mod standby;
 mod status;
