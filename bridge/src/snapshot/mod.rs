@@ -13,9 +13,9 @@
 //! 24 MB of memory as with 1,000,000; 500 row changes/s beside it at p99 7 ms (busy 2-core machine,
 //! PostgreSQL 15, nats-server 2.14, optimised without LTO; `benches`, binary `snapshot`).
 
-pub mod chunk;
+pub use rows::snapshot::{chunk, copy_text};
+
 pub mod compress;
-pub mod copy_text;
 pub mod failure;
 pub mod handoff;
 pub mod join;
