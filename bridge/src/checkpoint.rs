@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use wire::checkpoint::Checkpoint;
 use wire::gap::Gap;
-use wire::names::BUCKET_BRIDGE_STATE;
+use wire::names::{BUCKET_BRIDGE_STATE, kv_stream};
 use wire::{Message as _, Position};
 
 use crate::counting::{Counted, Counting};
@@ -105,7 +105,7 @@ impl Store {
     /// Makes the bucket again if somebody has deleted it meanwhile. False: it is there, or nobody knows.
     pub async fn restore(&self) -> Result<bool, Error> {
         let _making = self.making.lock().await;
-        let name = format!("KV_{BUCKET_BRIDGE_STATE}");
+        let name = kv_stream(BUCKET_BRIDGE_STATE);
         match self.jetstream.get_stream(&name).await {
             Err(error) if streams::is_missing(&error) => {}
             Ok(_) | Err(_) => return Ok(false),

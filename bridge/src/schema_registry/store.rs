@@ -207,7 +207,7 @@ impl Store {
     /// limits, in a form that servers before 2.10 do not send.
     async fn make_bucket(&self) -> Result<(), Error> {
         let config = stream::Config {
-            name: format!("KV_{BUCKET_SCHEMAS}"),
+            name: wire::names::kv_stream(BUCKET_SCHEMAS),
             description: Some("shapes of the published tables".to_owned()),
             subjects: vec![format!("$KV.{BUCKET_SCHEMAS}.>")],
             max_messages_per_subject: HISTORY,
