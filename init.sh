@@ -89,24 +89,21 @@ and type  psql -c 'SELECT pg_reload_conf()'"
     printf '%s can open a %s session\n' "$1" "$3"
 }
 
-if [ -n "${PG_PASSWORD:-}" ]; then
-    set_password bridge_reader "$PG_PASSWORD"
-    try_as bridge_reader "$PG_PASSWORD" replication replication=database IDENTIFY_SYSTEM
-else
-    printf 'PG_PASSWORD is not set: bridge_reader keeps the password it has\n'
-fi
-if [ -n "${PROCESSOR_PG_PASSWORD:-}" ]; then
-    set_password service_processor "$PROCESSOR_PG_PASSWORD"
-    try_as service_processor "$PROCESSOR_PG_PASSWORD" writing application_name=init.sh 'SET ROLE app_writer'
-else
-    printf 'PROCESSOR_PG_PASSWORD is not set: service_processor keeps the password it has\n'
-fi
-if [ -n "${READER_PG_PASSWORD:-}" ]; then
-    set_password service_reader "$READER_PG_PASSWORD"
-    try_as service_reader "$READER_PG_PASSWORD" reading application_name=init.sh 'SET ROLE app_reader'
-else
-    printf 'READER_PG_PASSWORD is not set: service_reader keeps the password it has\n'
-fi
+# let_in variable password role kind conninfo command
+let_in() {
+    if [ -n "$2" ]; then
+        set_password "$3" "$2"
+        try_as "$3" "$2" "$4" "$5" "$6"
+    else
+        printf '%s is not set: %s keeps the password it has\n' "$1" "$3"
+    fi
+}
+
+let_in PG_PASSWORD "${PG_PASSWORD:-}" bridge_reader replication replication=database IDENTIFY_SYSTEM
+let_in PROCESSOR_PG_PASSWORD "${PROCESSOR_PG_PASSWORD:-}" service_processor \
+    writing application_name=init.sh 'SET ROLE app_writer'
+let_in READER_PG_PASSWORD "${READER_PG_PASSWORD:-}" service_reader \
+    reading application_name=init.sh 'SET ROLE app_reader'
 
 published=$(sql -c "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY schemaname, tablename) FROM pg_publication_tables WHERE pubname = 'cdc_pub'")
 printf 'publication cdc_pub: %s\n' "${published:-no tables yet}"
