@@ -166,7 +166,11 @@ async fn employ(
             biased;
             _ = shutdown.wait() => return Ok(()),
             Some(name) = tables.recv() => employ(tasks, name),
-            Some(ended) = tasks.join_next() => return Err(Error::Task(ended.err())),
+            Some(ended) = tasks.join_next() => match ended {
+                // The shutdown came behind the look at it, and this task was the first to hear of it.
+                Ok(()) if shutdown.is_triggered() => {}
+                ended => return Err(Error::Task(ended.err())),
+            }
         }
     }
 }
