@@ -8,7 +8,6 @@
 //! lock and with the first message that is not acked.
 
 use std::collections::HashSet;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull::MessagesError;
@@ -17,11 +16,12 @@ use async_nats::jetstream::{Context, Message};
 use daemon::backoff::{self, Backoff};
 use daemon::postgres::PostgresOptions;
 use daemon::shutdown::Shutdown;
-use futures_util::{Stream as Messages, StreamExt};
+use futures_util::Stream as Messages;
 use serde_json::json;
 use wire::command::{OperationError, WriteOp};
 
 use crate::command::Command;
+use crate::gather::Batches;
 use crate::metrics::Metrics;
 use crate::queue;
 use crate::session::{ApplyError, OpenError, Session};
@@ -239,7 +239,7 @@ impl Shift<'_> {
         shutdown: &Shutdown,
     ) -> Result<(), Interrupted> {
         let batch_max = self.worker.around.limits.batch_max;
-        let mut batches = pin!(messages.ready_chunks(batch_max));
+        let mut batches = Batches::new(messages, batch_max);
         let mut again = tokio::time::interval(ASIDE_INTERVAL);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
