@@ -5,11 +5,11 @@
 //! Must hold: the bridge goes on behind lost changes only when told to, and then never silently.
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use stack::{Options, eventually};
+use stack::{Options, copy, eventually};
 use wire::gap::Reason;
 use wire::{Event, Message as _};
 
-use crate::history::{copy, gap, ids, store, wait_for_gap};
+use crate::history::{gap, ids, wait_for_gap};
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
 
@@ -264,9 +264,9 @@ fn a_slot_made_anew_by_hand_is_told_as_a_gap() {
 #[test]
 fn a_stream_restored_with_its_checkpoint_while_the_bridge_was_down_is_told_as_a_gap() {
     let rig = with_ten_numbers(Options::default());
-    let (store, aside) = (store(&rig), rig.stack().dir().join("aside"));
+    let (store, aside) = (rig.nats().store_dir(), rig.stack().dir().join("aside"));
     rig.nats().stop();
-    copy(&store, &aside);
+    copy(store, &aside);
     rig.nats().start();
     let bridge = rig.bridge(&["--durability", "acked"]);
     rig.write_numbers(10);
@@ -274,8 +274,8 @@ fn a_stream_restored_with_its_checkpoint_while_the_bridge_was_down_is_told_as_a_
     bridge.drain();
 
     rig.nats().stop();
-    std::fs::remove_dir_all(&store).expect("it can be removed");
-    copy(&aside, &store);
+    std::fs::remove_dir_all(store).expect("it can be removed");
+    copy(&aside, store);
     rig.nats().start();
     let bridge = rig.bridge(&["--durability", "acked"]);
     let told = wait_for_gap(&rig);

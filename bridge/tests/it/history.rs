@@ -4,11 +4,11 @@
 //! that wakes up too late. Out: every row once, or a message on the gap subject.
 //! Must hold: what is lost for good is told, and what can be read again is not lost.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::Config;
-use stack::{Options, eventually};
+use stack::{Options, copy, eventually};
 use wire::checkpoint::Checkpoint;
 use wire::gap::{Gap, Reason};
 use wire::{Event, Message as _, Value};
@@ -40,14 +40,6 @@ pub fn ids(events: &[Event]) -> Vec<i64> {
         _ => panic!("{event:?}"),
     };
     events.iter().map(id).collect()
-}
-
-/// Where the rig's only nats-server keeps its streams.
-pub fn store(rig: &Rig) -> PathBuf {
-    let entries = std::fs::read_dir(rig.stack().dir()).expect("it can be read");
-    let stores = entries.map(|entry| entry.expect("it can be read").path().join("store"));
-    let mut stores = stores.filter(|store| store.is_dir());
-    stores.next().expect("the server has a store")
 }
 
 fn purge(rig: &Rig) {
@@ -95,19 +87,6 @@ fn create_stream(rig: &Rig, config: Config) {
     });
 }
 
-pub fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a directory can be made");
-    for entry in std::fs::read_dir(from).expect("it can be read") {
-        let entry = entry.expect("it can be read");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("it has a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("a file can be copied");
-        }
-    }
-}
-
 #[test]
 fn a_stream_rolled_back_is_refilled_from_the_slot_without_a_gap() {
     let rig = Rig::new();
@@ -115,17 +94,17 @@ fn a_stream_rolled_back_is_refilled_from_the_slot_without_a_gap() {
     let bridge = rig.bridge(&["--durability", "held"]);
     rig.write_numbers(100);
     rig.wait_until_stored(100);
-    let (store, aside) = (store(&rig), rig.stack().dir().join("aside"));
+    let (store, aside) = (rig.nats().store_dir(), rig.stack().dir().join("aside"));
     rig.nats().stop();
-    copy(&store, &aside);
+    copy(store, &aside);
     rig.nats().start();
     bridge.wait_connected();
     rig.write_numbers(200);
     rig.wait_until_stored(300);
 
     rig.nats().stop();
-    std::fs::remove_dir_all(&store).expect("it can be removed");
-    copy(&aside, &store);
+    std::fs::remove_dir_all(store).expect("it can be removed");
+    copy(&aside, store);
     rig.nats().start();
 
     rig.assert_drains_to_numbers(&bridge, 300);
@@ -137,9 +116,9 @@ fn what_a_rolled_back_stream_lost_for_good_is_told_also_after_a_restart() {
     let rig = Rig::new();
     rig.create_numbers();
     rig.bridge(&["--durability", "acked"]).drain();
-    let (store, aside) = (store(&rig), rig.stack().dir().join("aside"));
+    let (store, aside) = (rig.nats().store_dir(), rig.stack().dir().join("aside"));
     rig.nats().stop();
-    copy(&store, &aside);
+    copy(store, &aside);
     rig.nats().start();
     let bridge = rig.bridge(&["--durability", "acked"]);
     rig.write_numbers(100);

@@ -4,18 +4,11 @@
 //! Must hold: events of another history are never appended behind those in the stream.
 
 use std::path::PathBuf;
-use std::process::Command;
 
-use stack::{Options, PostgresVersion, eventually};
+use stack::{Options, PostgresVersion, copy, eventually};
 
 use crate::rig::{DEADLINE, Rig};
 use crate::stream;
-
-/// With owners and modes, because PostgreSQL insists on them.
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(status.expect("cp runs").success());
-}
 
 /// A copy of the data directory of a server that is stopped.
 fn set_aside(rig: &Rig) -> PathBuf {

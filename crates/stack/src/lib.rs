@@ -17,6 +17,7 @@
 //! [`Postgres::sql`]) panic with the server's log instead of returning an error.
 
 mod eventually;
+mod files;
 mod home;
 mod http;
 mod install;
@@ -31,6 +32,7 @@ mod spawner;
 mod workspace;
 
 pub use eventually::{Outcome, eventually, eventually_async};
+pub use files::copy;
 pub use http::http_get;
 pub use install::Error as InstallError;
 pub use options::{NatsVersion, Options, PostgresVersion};

@@ -30,6 +30,7 @@ pub struct Nats {
     ports: Ports,
     program: PathBuf,
     version: String,
+    store: PathBuf,
 }
 
 #[derive(Debug)]
@@ -120,7 +121,13 @@ impl Nats {
             ports,
             program: installation.program("nats-server"),
             version: installation.version.clone(),
+            store: store(&directory),
         })
+    }
+
+    /// Where it keeps streams and consumers.
+    pub fn store_dir(&self) -> &Path {
+        &self.store
     }
 
     /// With the name and password of `admin`.
@@ -168,6 +175,10 @@ impl Deref for Nats {
     }
 }
 
+fn store(directory: &Path) -> PathBuf {
+    directory.join("store")
+}
+
 fn configuration(
     name: &str,
     ports: &Ports,
@@ -177,7 +188,7 @@ fn configuration(
 ) -> String {
     let client = ports.client.number();
     let monitoring = ports.monitoring.number();
-    let store = directory.join("store");
+    let store = store(directory);
     let jetstream = options.jetstream_config.join("\n  ");
     let anonymous = if options.nats_login_required {
         ""
