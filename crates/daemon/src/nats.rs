@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
@@ -279,6 +280,21 @@ fn server(text: &str) -> Result<(ServerAddr, Option<Auth>), Error> {
     let server = ServerAddr::from_url(url).map_err(invalid)?;
     Ok((server, login))
 }
+
+/// Resolves when the connection that the client has now was replaced by another one, at most [`RECONNECTED_POLL`]
+/// later. The client resumes its subscriptions by itself and tells nobody.
+pub fn reconnected(client: &Client) -> impl Future<Output = ()> + use<> {
+    let statistics = client.statistics();
+    let connects = statistics.connects.load(Ordering::Relaxed);
+    async move {
+        while statistics.connects.load(Ordering::Relaxed) == connects {
+            tokio::time::sleep(RECONNECTED_POLL).await;
+        }
+    }
+}
+
+/// How often [`reconnected`] looks.
+pub const RECONNECTED_POLL: Duration = Duration::from_millis(500);
 
 /// The definition of a KV bucket's stream: `create_stream(bucket("schemas", 10))` makes bucket `schemas` that keeps ten
 /// values of each key. async-nats' own `create_key_value` first asks for the account's limits and cannot read the answer

@@ -9,7 +9,7 @@
 //! 16 and the bridge 2.5 instead of 3.8. From a full queue 31,000 a second are applied instead of 24,000, because a batch
 //! is full now (cargo bench-services, 2 cores).
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 

@@ -8,9 +8,11 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, SequenceInfo, pull};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use wire::names;
@@ -78,7 +80,8 @@ async fn stream(jetstream: &Context, config: Config) -> Result<Stream, Error> {
 }
 
 /// The table's consumer, in order from the first write that is not acked: where the one before left
-/// writes in flight, the server would deliver those last, so the consumer is made anew.
+/// writes in flight, the server would deliver those last, and others that it takes for acked never,
+/// so the consumer is made anew.
 pub async fn take(
     stream: &Stream,
     schema: &str,
@@ -97,7 +100,8 @@ pub async fn take(
                 in_flight,
                 was_orderly,
             );
-            if in_flight != 0 {
+            let filter = names::writes_filter(schema, table);
+            if in_flight != 0 || has_stragglers(stream, &filter, &info.ack_floor).await? {
                 delete(stream, &name).await?;
             }
         }
@@ -201,6 +205,20 @@ fn config(schema: &str, table: &str, max_ack_pending: usize, strikes: Strikes) -
         ack_wait: ACK_WAIT,
         max_ack_pending: max_ack_pending as i64,
         ..pull::Config::default()
+    }
+}
+
+/// Whether the queue holds messages that the consumer has behind itself. nats-server 2.9, killed, may
+/// keep an ack and lose the removal of its message.
+async fn has_stragglers(
+    stream: &Stream,
+    filter: &str,
+    ack_floor: &SequenceInfo,
+) -> Result<bool, Error> {
+    match stream.get_first_raw_message_by_subject(filter, 1).await {
+        Ok(first) => Ok(first.sequence <= ack_floor.stream_sequence),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+        Err(error) => Err(Error::new(format!("cannot look for {filter}"), error)),
     }
 }
 

@@ -4,16 +4,18 @@
 //! Invariant: a message is acked only when its outcome is committed; the next is not applied before
 //! the one in front of it, unless that one waits for its parent and they are about different rows.
 //!
-//! A worker keeps nothing across sessions: when PostgreSQL or NATS is lost it begins again with the
+//! A worker keeps nothing across sessions: when PostgreSQL or NATS was lost it begins again with the
 //! lock and with the first message that is not acked.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull::MessagesError;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{Context, Message};
 use daemon::backoff::{self, Backoff};
+use daemon::nats;
 use daemon::postgres::PostgresOptions;
 use daemon::shutdown::Shutdown;
 use futures_util::Stream as Messages;
@@ -82,6 +84,8 @@ enum Interrupted {
     Messages(#[from] MessagesError),
     #[error("the connection ended")]
     Ended,
+    #[error("NATS was away; its server may have forgotten acks")]
+    Reconnected,
     #[error("the table has a new shape")]
     Shape,
 }
@@ -177,6 +181,7 @@ impl Worker {
         }
         let table = Table::load(session.client(), &self.schema, &self.table).await?;
         let ack_pending_max = self.ack_pending_max();
+        let reconnected = nats::reconnected(&self.around.jetstream.client());
         let taken = queue::take(
             &self.around.writes,
             &self.schema,
@@ -210,7 +215,7 @@ impl Worker {
             buries_first: STRIKES_MAX <= strikes,
             worker: self,
         };
-        shift.work(messages, &shutdown).await?;
+        shift.work(messages, reconnected, &shutdown).await?;
         queue::give_back(
             &self.around.writes,
             &self.schema,
@@ -236,8 +241,10 @@ impl Shift<'_> {
     async fn work(
         &mut self,
         messages: impl Messages<Item = Result<Message, MessagesError>>,
+        reconnected: impl Future<Output = ()>,
         shutdown: &Shutdown,
     ) -> Result<(), Interrupted> {
+        let mut reconnected = pin!(reconnected);
         let batch_max = self.worker.around.limits.batch_max;
         let mut batches = Batches::new(messages, batch_max);
         let mut again = tokio::time::interval(ASIDE_INTERVAL);
@@ -251,6 +258,7 @@ impl Shift<'_> {
                     closed?;
                     return Err(Interrupted::Ended);
                 }
+                () = &mut reconnected => return Err(Interrupted::Reconnected),
                 _ = again.tick(), if !self.aside.is_empty() => None,
                 batch = batches.next(), if self.aside.len() < ASIDE_MAX => {
                     Some(batch.ok_or(Interrupted::Ended)?)

@@ -1,7 +1,7 @@
 //! Servers that go away and come back.
 
 use serde_json::json;
-use stack::eventually;
+use stack::{copy, eventually};
 use wire::command::WriteOp::{Create, Update};
 
 use crate::harness::{DEADLINE, World, newcomer, person};
@@ -75,6 +75,31 @@ async fn a_nats_server_that_crashes_is_waited_for() {
     world.settle(2).await;
 
     assert_eq!(world.value("SELECT count(*) FROM applied"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_a_crashed_nats_server_brings_back_are_taken_again() {
+    let world = World::up().await;
+    for number in 1..=20 {
+        world.send(&newcomer(number, 100 + number)).await;
+    }
+    let nats = world.stack.nats();
+    let messages = nats.store_dir().join("jetstream/APP/streams/WRITES/msgs");
+    let kept = world.stack.dir().join("kept");
+    nats.stop();
+    copy(&messages, &kept);
+    nats.start();
+    let _processor = world.processor("processor", &[]);
+    world.settle(20).await;
+
+    // The consumer's state outlived the crash, the removal of its messages did not.
+    nats.stop();
+    std::fs::remove_dir_all(&messages).unwrap();
+    copy(&kept, &messages);
+    nats.start();
+    world.settle(20).await;
+
+    assert_eq!(world.value("SELECT count(*) FROM applied"), "20");
 }
 
 #[tokio::test(flavor = "multi_thread")]
