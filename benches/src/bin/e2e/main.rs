@@ -46,7 +46,10 @@ fn main() -> anyhow::Result<()> {
             println!("\n{}", report.table(name));
         }
     }
-    println!("\n{}", report.verdict());
+    println!(
+        "\n{}",
+        report.verdict(targets::all(world.has_fast_batches()))
+    );
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -61,16 +61,33 @@ pub fn fat(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
 }
 
 pub fn tables(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
-    let load = Load::tables(world, "bench_tables", 1000, round(arguments.rows / 4))?;
-    drain(
-        world,
-        arguments,
-        report,
-        "drain, 1,000 tables",
-        &load,
-        Floors::RecvLogical,
-    )
+    let mut measured = |name, scenario, rows| {
+        let load = Load::tables(world, name, TABLES, round(rows))?;
+        drain(
+            world,
+            arguments,
+            report,
+            scenario,
+            &load,
+            Floors::RecvLogical,
+        )?;
+        let cost = report.median(scenario, BRIDGE, OWN_CPU);
+        anyhow::Ok((load.events as f64, cost.unwrap_or(f64::NAN)))
+    };
+    let (few, few_cost) = measured("bench_few", "drain, 1,000 tables", arguments.rows / 8)?;
+    let scenario = "drain, 1,000 tables, four times the rows";
+    let (many, many_cost) = measured("bench_many", scenario, arguments.rows / 2)?;
+    // What a table costs once, its shape, is in the first rows alone.
+    let further = (many * many_cost - few * few_cost) / (many - few);
+    let once = (few_cost - further) * few / TABLES as f64;
+    report.add(scenario, BRIDGE, FURTHER_CPU, further);
+    report.add(scenario, BRIDGE, TABLE_CPU, once);
+    Ok(())
 }
+
+const TABLES: u64 = 1000;
+const FURTHER_CPU: Metric = Metric::new("us/further event", 2);
+const TABLE_CPU: Metric = Metric::new("us/table, once", 0);
 
 /// Loads are written in transactions of at most 1,000 rows.
 fn round(rows: u64) -> u64 {

@@ -29,10 +29,23 @@ const fn target(scenario: &'static str, metric: Metric, bound: Bound) -> Target 
     }
 }
 
-/// The rates are those for nats-server 2.14 and newer; for 2.9 it is 1.2 x pg_recvlogical.
-pub const TARGETS: &[Target] = &[
+/// Against pg_recvlogical with nats-server 2.14 and newer, whose fast batches are the larger part of the road.
+const WITH_FAST_BATCHES: Target = target(shapes::DRAIN_1000, AGAINST_RECVLOGICAL, AtLeast(1.6));
+/// The same with older ones.
+const WITHOUT: Target = target(shapes::DRAIN_1000, AGAINST_RECVLOGICAL, AtLeast(1.2));
+
+/// What is wanted with such a server.
+pub fn all(has_fast_batches: bool) -> impl Iterator<Item = &'static Target> {
+    let against_recvlogical = if has_fast_batches {
+        &WITH_FAST_BATCHES
+    } else {
+        &WITHOUT
+    };
+    std::iter::once(against_recvlogical).chain(TARGETS)
+}
+
+const TARGETS: &[Target] = &[
     target(shapes::DRAIN_1000, RATE, AtLeast(200_000.0)),
-    target(shapes::DRAIN_1000, AGAINST_RECVLOGICAL, AtLeast(1.6)),
     target(shapes::DRAIN_1000, AGAINST_PIPELINE, AtLeast(85.0)),
     target(shapes::DRAIN_1000, OWN_CPU, AtMost(1.0)),
     target(shapes::DRAIN_1000, PEAK_RSS, AtMost(16.0)),
