@@ -65,6 +65,9 @@ fn build(packages: &[&str], binaries: &[&str]) -> io::Result<()> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
+        // Set for this process by .cargo/config.toml. A cargo that finds it set takes that for a change, and the two would
+        // compile ring, zstd and all above them in turn for ever.
+        .env_remove("CFLAGS")
         .args(["build", "--profile", profile])
         .args(packages.iter().flat_map(|name| ["--package", name]))
         .args(binaries.iter().flat_map(|name| ["--bin", name]))
