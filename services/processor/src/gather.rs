@@ -21,24 +21,38 @@ const PACE: Duration = Duration::from_millis(10);
 /// So many messages in one batch come from several writers; one that waits for each of its writes is not held up.
 const MANY: usize = 8;
 
+/// Where a batch is full.
+#[derive(Debug, Clone, Copy)]
+pub struct Full<M> {
+    /// So many messages, not 0.
+    pub messages: usize,
+    /// The message that reaches so many bytes is the last.
+    pub bytes: usize,
+    /// Bytes of a message.
+    pub bytes_of: fn(&M) -> usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Batches<S: Stream> {
     messages: Pin<Box<S>>,
     gathered: Vec<S::Item>,
-    size_max: usize,
+    /// Of what is gathered.
+    bytes: usize,
+    full: Full<S::Item>,
     /// No batch that could still grow before this.
     not_before: Pin<Box<Sleep>>,
     has_ended: bool,
 }
 
 impl<S: Stream> Batches<S> {
-    /// Batches of at most `size_max`, which is not 0.
-    pub fn new(messages: S, size_max: usize) -> Self {
+    /// Batches of these messages.
+    pub fn new(messages: S, full: Full<S::Item>) -> Self {
         Self {
             messages: Box::pin(messages),
             gathered: Vec::new(),
-            size_max,
+            bytes: 0,
+            full,
             not_before: Box::pin(tokio::time::sleep(Duration::ZERO)),
             has_ended: false,
         }
@@ -51,9 +65,12 @@ impl<S: Stream> Batches<S> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<S::Item>>> {
-        while self.gathered.len() < self.size_max && !self.has_ended {
+        while !self.is_full() && !self.has_ended {
             match self.messages.as_mut().poll_next(cx) {
-                Poll::Ready(Some(message)) => self.gathered.push(message),
+                Poll::Ready(Some(message)) => {
+                    self.bytes += (self.full.bytes_of)(&message);
+                    self.gathered.push(message);
+                }
                 Poll::Ready(None) => self.has_ended = true,
                 Poll::Pending if self.gathered.is_empty() => return Poll::Pending,
                 Poll::Pending => {
@@ -72,7 +89,12 @@ impl<S: Stream> Batches<S> {
             Duration::ZERO
         };
         self.not_before.as_mut().reset(now + pause);
+        self.bytes = 0;
         Poll::Ready(Some(std::mem::take(&mut self.gathered)))
+    }
+
+    fn is_full(&self) -> bool {
+        self.full.messages <= self.gathered.len() || self.full.bytes <= self.bytes
     }
 }
 
@@ -83,11 +105,16 @@ mod tests {
 
     use super::*;
 
-    /// A stream that is fed by hand.
-    fn fed(size_max: usize) -> (mpsc::UnboundedSender<u32>, Batches<impl Stream<Item = u32>>) {
+    /// A stream that is fed by hand. A batch is 500 numbers, of as many bytes as they say.
+    fn fed() -> (mpsc::UnboundedSender<u32>, Batches<impl Stream<Item = u32>>) {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let messages = stream::poll_fn(move |cx| receiver.poll_recv(cx));
-        (sender, Batches::new(messages, size_max))
+        let full = Full {
+            messages: 500,
+            bytes: 1 << 20,
+            bytes_of: |number: &u32| *number as usize,
+        };
+        (sender, Batches::new(messages, full))
     }
 
     fn send(sender: &mpsc::UnboundedSender<u32>, messages: std::ops::Range<u32>) {
@@ -98,7 +125,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_writer_who_waits_for_each_write_is_not_held_up() {
-        let (sender, mut batches) = fed(500);
+        let (sender, mut batches) = fed();
         let began = Instant::now();
 
         for message in 0..100 {
@@ -111,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn behind_many_messages_the_next_batch_gathers() {
-        let (sender, mut batches) = fed(500);
+        let (sender, mut batches) = fed();
         let began = Instant::now();
         send(&sender, 0..20);
         assert_eq!(batches.next().await.unwrap().len(), 20);
@@ -132,7 +159,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_batch_waits_for_nothing() {
-        let (sender, mut batches) = fed(500);
+        let (sender, mut batches) = fed();
         send(&sender, 0..1700);
         let began = Instant::now();
 
@@ -145,8 +172,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn large_messages_make_small_batches() {
+        let (sender, mut batches) = fed();
+        let (small, large) = (1000, 1 << 19);
+        for number in [small, large, large, small, large] {
+            sender.send(number).unwrap();
+        }
+
+        assert_eq!(batches.next().await.unwrap(), [small, large, large]);
+        assert_eq!(batches.next().await.unwrap(), [small, large]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_was_gathered_survives_a_wait_that_is_given_up() {
-        let (sender, mut batches) = fed(500);
+        let (sender, mut batches) = fed();
         send(&sender, 0..20);
         batches.next().await.unwrap();
         send(&sender, 20..25);

@@ -23,7 +23,7 @@ use serde_json::json;
 use wire::command::{OperationError, WriteOp};
 
 use crate::command::Command;
-use crate::gather::Batches;
+use crate::gather::{Batches, Full};
 use crate::metrics::Metrics;
 use crate::queue;
 use crate::session::{ApplyError, OpenError, Session};
@@ -117,6 +117,8 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 const ASIDE_INTERVAL: Duration = Duration::from_millis(250);
 /// Writes waiting for parents before the table waits with them.
 const ASIDE_MAX: usize = 1000;
+/// Bytes of messages in one transaction, less the last one's.
+const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Bytes of messages fetched ahead.
 const FETCH_BYTES_MAX: usize = 8 << 20;
 
@@ -245,8 +247,14 @@ impl Shift<'_> {
         shutdown: &Shutdown,
     ) -> Result<(), Interrupted> {
         let mut reconnected = pin!(reconnected);
-        let batch_max = self.worker.around.limits.batch_max;
-        let mut batches = Batches::new(messages, batch_max);
+        let full = Full {
+            messages: self.worker.around.limits.batch_max,
+            bytes: BATCH_BYTES_MAX,
+            bytes_of: |message: &Result<Message, MessagesError>| {
+                message.as_ref().map_or(0, |message| message.length)
+            },
+        };
+        let mut batches = Batches::new(messages, full);
         let mut again = tokio::time::interval(ASIDE_INTERVAL);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
