@@ -112,6 +112,8 @@ pub enum Scenario {
     Large,
     /// Several bridges side by side, a table and a stream each.
     Several,
+    /// Snapshots beside bare COPY, and row changes meanwhile.
+    Snapshot,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

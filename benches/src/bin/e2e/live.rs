@@ -70,7 +70,7 @@ fn live(
     // The first half second warms caches and the plan.
     latencies.drain(..(rate / 2).min(commits / 2) as usize);
     latencies.sort_by(f64::total_cmp);
-    let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
+    let at = |part| at(&latencies, part);
     report.add(
         scenario,
         BRIDGE,
@@ -120,8 +120,14 @@ fn commit_at(world: &World, rate: u64, commits: u64) -> anyhow::Result<()> {
     })
 }
 
+/// A quantile of sorted values; NaN when there are none.
+pub fn at(sorted: &[f64], part: f64) -> f64 {
+    let index = (sorted.len().saturating_sub(1) as f64 * part) as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
 /// Milliseconds, in the order of the stream.
-fn latencies(world: &World, commits: u64) -> anyhow::Result<Vec<f64>> {
+pub fn latencies(world: &World, commits: u64) -> anyhow::Result<Vec<f64>> {
     let read = async {
         let stream = world.jetstream.get_stream(STREAM).await?;
         let consumer = stream

@@ -14,6 +14,7 @@ mod peer;
 mod plot;
 mod report;
 mod shapes;
+mod snapshot;
 mod start;
 mod targets;
 mod world;
@@ -79,6 +80,7 @@ fn run(
         Scenario::Tables => shapes::tables(world, arguments, report),
         Scenario::Large => shapes::large(world, arguments, report),
         Scenario::Several => shapes::several(world, arguments, report),
+        Scenario::Snapshot => snapshot::run(world, arguments, report),
     }
 }
 
