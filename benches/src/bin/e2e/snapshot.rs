@@ -21,7 +21,7 @@ use crate::load::{Load, Writes};
 use crate::report::{Metric, PEAK_RSS, RATE, Report};
 use crate::targets::BRIDGE;
 use crate::usage;
-use crate::world::World;
+use crate::world::{World, drop_slot};
 
 const SNAPSHOT: &str = "snapshot, six columns";
 const AGAINST_COPY: Metric = Metric::new("x bare COPY", 2);
@@ -39,14 +39,17 @@ pub fn run(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
          ALTER PUBLICATION {} ADD TABLE bench_live",
         load.name
     ))?;
-    // The rows are read from the table here, not from the slot.
-    let slot = world.copy_slot(&load.name)?;
-    world.execute(&format!(
-        "SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())",
-        slot.name
-    ))?;
+    // A slot from behind the rows: they are read from the table here.
+    let slot = "bench_snapshot_later";
+    world.create_slot(slot)?;
+    let place = Place {
+        slot,
+        publication: &load.name,
+        stream: STREAM,
+        prefix: "cdc",
+    };
     world.delete_streams(&[STREAM, CHUNKS]);
-    let bridge = Bridge::start(world, arguments, &Place::alone(&slot, &load))?;
+    let bridge = Bridge::start(world, arguments, &place)?;
     bridge.wait_ready()?;
 
     let nats = world.jetstream.client();
@@ -78,6 +81,7 @@ pub fn run(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
     latencies.sort_by(f64::total_cmp);
     report.add(SNAPSHOT, BRIDGE, LIVE_P99, live::at(&latencies, 0.99));
     world.delete_streams(&[STREAM, CHUNKS]);
+    drop_slot(world, slot)?;
     world.execute("DROP TABLE bench_live")
 }
 
