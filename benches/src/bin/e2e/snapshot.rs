@@ -10,6 +10,7 @@ use async_nats::Client;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio_postgres::NoTls;
 use wire::Message as _;
+use wire::names::{self, PUBLIC, STREAM_INIT};
 use wire::snapshot::Meta;
 use wire::snapshot_request::Reply;
 
@@ -26,7 +27,6 @@ use crate::world::{World, drop_slot};
 const SNAPSHOT: &str = "snapshot, six columns";
 const AGAINST_COPY: Metric = Metric::new("x bare COPY", 2);
 const LIVE_P99: Metric = Metric::new("row changes meanwhile p99 ms", 1);
-const CHUNKS: &str = "INIT";
 /// Between two single-row commits.
 const WRITE_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -48,7 +48,7 @@ pub fn run(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
         stream: STREAM,
         prefix: "cdc",
     };
-    world.delete_streams(&[STREAM, CHUNKS]);
+    world.delete_streams(&[STREAM, STREAM_INIT]);
     let bridge = Bridge::start(world, arguments, &place)?;
     bridge.wait_ready()?;
 
@@ -80,7 +80,7 @@ pub fn run(world: &World, arguments: &Arguments, report: &mut Report) -> anyhow:
     let mut latencies = live::latencies(world, world.messages(STREAM))?;
     latencies.sort_by(f64::total_cmp);
     report.add(SNAPSHOT, BRIDGE, LIVE_P99, live::at(&latencies, 0.99));
-    world.delete_streams(&[STREAM, CHUNKS]);
+    world.delete_streams(&[STREAM, STREAM_INIT]);
     drop_slot(world, slot)?;
     world.execute("DROP TABLE bench_live")
 }
@@ -104,9 +104,9 @@ async fn bare_copy(url: &str, table: &str, rows: u64) -> anyhow::Result<Duration
 
 /// From the request to meta in the stream.
 async fn snapshot(nats: &Client, table: &str) -> anyhow::Result<(Duration, Meta)> {
-    let mut metas = nats.subscribe(format!("init.meta.{table}")).await?;
+    let mut metas = nats.subscribe(names::init_meta(PUBLIC, table)).await?;
     let started = Instant::now();
-    let subject = format!("snapshot.request.{table}");
+    let subject = names::snapshot_request(PUBLIC, table);
     let reply = nats.request(subject, "".into()).await?;
     let Reply::Accepted { snapshot_id } = Reply::decode(&reply.payload)? else {
         bail!("the snapshot was refused");
