@@ -16,6 +16,7 @@
 //! inside a tokio runtime alike. Calls that cannot fail in a healthy test ([`Server::kill`],
 //! [`Postgres::sql`]) panic with the server's log instead of returning an error.
 
+mod arguments;
 mod eventually;
 mod files;
 mod home;
@@ -31,6 +32,7 @@ mod signal;
 mod spawner;
 mod workspace;
 
+pub use arguments::arguments;
 pub use eventually::{Outcome, eventually, eventually_async};
 pub use files::copy;
 pub use http::http_get;

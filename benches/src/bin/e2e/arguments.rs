@@ -139,7 +139,7 @@ pub enum PostgresArgument {
 impl Arguments {
     /// With what `--quick` and an empty list of scenarios stand for.
     pub fn from_process() -> Self {
-        let mut arguments = Self::parse_from(benches::arguments());
+        let mut arguments = Self::parse_from(stack::arguments());
         if arguments.quick {
             arguments.runs = 1;
             arguments.rows /= 10;

@@ -33,7 +33,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse_from(benches::arguments());
+    let arguments = Arguments::parse_from(stack::arguments());
     let mut world = World::up(arguments.fsync).await?;
     apply::run(&mut world, arguments.queued).await?;
     writes::run(&mut world, arguments.connections, arguments.seconds).await?;

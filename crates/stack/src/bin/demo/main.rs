@@ -30,10 +30,9 @@ then one write over HTTP on its way through all of them.
 ";
 
 fn main() -> ExitCode {
-    // The alias ends in `--` so that `cargo demo --once` works too.
-    let arguments: Vec<String> = std::env::args()
+    let arguments: Vec<_> = stack::arguments()
         .skip(1)
-        .filter(|word| word != "--")
+        .map(|word| word.to_string_lossy().into_owned())
         .collect();
     let stays_up = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => true,
