@@ -14,6 +14,8 @@ pub const STREAM_INIT: &str = "INIT";
 pub const STREAM_REQUESTS: &str = "REQUESTS";
 /// Stream (work queue) of the write commands.
 pub const STREAM_WRITES: &str = "WRITES";
+/// Stream of the idempotency keys that were used: the gateways' memory.
+pub const STREAM_WRITE_KEYS: &str = "WRITE_KEYS";
 /// Stream of the write commands that no processor could apply.
 pub const STREAM_WRITES_DLQ: &str = "WRITES_DLQ";
 /// Stream of the documents clients publish.
@@ -27,6 +29,8 @@ pub const INIT_SUBJECTS: &str = "init.>";
 pub const REQUEST_SUBJECTS: &str = "snapshot.request.>";
 /// What `WRITES` holds.
 pub const WRITE_SUBJECTS: &str = "writes.>";
+/// What `WRITE_KEYS` holds.
+pub const WRITE_KEYS: &str = "write_keys";
 /// What `WRITES_DLQ` holds.
 pub const DEAD_LETTER_SUBJECTS: &str = "writes_dlq.>";
 /// Where clients publish documents.
@@ -42,8 +46,6 @@ pub const CANCEL_SUBJECTS: &str = "snapshot.cancel.*";
 pub const BUCKET_SCHEMAS: &str = "schemas";
 /// KV bucket of the bridges' checkpoints, key = slot.
 pub const BUCKET_BRIDGE_STATE: &str = "bridge_state";
-/// KV bucket of the idempotency keys that were used, key = operation id.
-pub const BUCKET_OPERATIONS: &str = "operations";
 /// Object Store bucket of the events too large for a message.
 pub const BUCKET_OVERSIZE: &str = "oversize";
 
@@ -187,11 +189,6 @@ pub fn parse_operation_status(subject: &str) -> Option<String> {
 /// Stream of a KV bucket.
 pub fn kv_stream(bucket: &str) -> String {
     format!("KV_{bucket}")
-}
-
-/// Subject of a key in a KV bucket.
-pub fn kv_subject(bucket: &str, key: &str) -> String {
-    format!("$KV.{bucket}.{key}")
 }
 
 /// One write command that could not be applied.

@@ -99,6 +99,7 @@ pub fn refused(refused: &Refused) -> Problem {
         Refused::BreakerOpen { retry_after } => {
             Problem::unavailable("breaker-open", detail, retry_after)
         }
+        Refused::KeysUnread => Problem::unavailable("keys-unread", detail, Duration::from_secs(1)),
         Refused::Unavailable(_) => {
             Problem::unavailable("queue-unavailable", detail, Duration::from_secs(1))
         }

@@ -42,8 +42,8 @@ pub struct Config {
     /// Bytes that a new WRITES stream may hold.
     #[arg(long, default_value = "1GiB", value_parser = units::bytes)]
     pub queue_bytes_max: u64,
-    /// Idempotency keys that a new memory of keys holds, for at most a day.
-    #[arg(long, default_value_t = 2_000_000)]
+    /// Idempotency keys to remember, for at most a day: between this many and half of them, in some 50 bytes of memory each.
+    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u32).range(10_000..))]
     pub keys_max: u32,
     /// First token of the CDC subjects, as given to the bridge.
     #[arg(long, default_value = wire::subject::DEFAULT_PREFIX)]
@@ -76,7 +76,7 @@ impl Config {
         Limits {
             queue_messages_max: self.queue_messages_max.into(),
             queue_bytes_max: i64::try_from(self.queue_bytes_max).unwrap_or(i64::MAX),
-            keys_max: self.keys_max.into(),
+            keys_max: self.keys_max,
         }
     }
 

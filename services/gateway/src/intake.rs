@@ -1,43 +1,69 @@
 //! The way into JetStream: one accepted write, once.
 //!
 //! In: a checked command. Out: that it is in the queue, or why not. What must hold: the first request under an operation
-//! id decides its fingerprint, on every replica and after every crash, because the memory of keys is written before the
-//! queue and only if the key is new.
+//! id decides its fingerprint, on every replica and after every crash, because its key is in the log before the command is
+//! in the queue.
+//!
+//! Requests of one moment go together: while one message of keys is on its way, the next one gathers. Commands follow
+//! their keys at once, so the keys of the next message and the commands of this one are on their way together.
 //!
 //! A crash between the two leaves a remembered key without a command; the client, never answered, repeats, and the repeat
 //! is queued. No reconnect and no retry here: the client has both, and the key makes them safe.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::connection::State;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::DirectGetErrorKind;
-use async_nats::jetstream::{self, Context, ErrorCode};
-use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use async_nats::jetstream::Context;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use wire::Message;
 use wire::command::WriteCommand;
-use wire::names::{self, BUCKET_OPERATIONS, HEADER_TRACEPARENT, STREAM_WRITES, kv_stream};
+use wire::names;
 
-use crate::backlog::{Backlog, Sample};
 use crate::breaker::Breaker;
-use crate::streams::operation_subject;
+use crate::keys::{self, BATCH_MAX, Keys, Record};
+use crate::queue::{self, Queue, Queued};
 
 /// JetStream must acknowledge within this.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A write waits for its key and its command, and for those in front of it.
+const ACCEPT_TIMEOUT: Duration = ACK_TIMEOUT.saturating_mul(2);
 
 /// Accepts commands.
 #[derive(Debug)]
 pub struct Intake {
-    context: Context,
-    places: Semaphore,
+    /// Where commands go.
+    pub queue: Arc<Queue>,
+    /// Which were there before.
+    pub keys: Keys,
+    places: Arc<Semaphore>,
     in_flight_max: usize,
     breaker: Mutex<Breaker>,
-    backlog: Mutex<Backlog>,
-    has_queue: AtomicBool,
+    line: mpsc::Sender<Waiting>,
+}
+
+/// Writes that wait to be taken in; for [`Intake::work`].
+pub type Line = mpsc::Receiver<Waiting>;
+
+/// A write that is the first under its key, as far as is known.
+#[derive(Debug)]
+pub struct Waiting {
+    record: Record,
+    command: Queued,
+    reply: oneshot::Sender<Result<Taken, Refused>>,
+    /// Held until it is answered, even when nobody waits any more.
+    #[expect(dead_code, reason = "dropping it is its use")]
+    place: Arc<OwnedSemaphorePermit>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy)]
+enum Taken {
+    Queued,
+    /// It was not the first.
+    NotFirst,
 }
 
 /// The command is in the queue, now or since an earlier request.
@@ -50,7 +76,7 @@ pub struct Accepted {
 }
 
 /// The command is not in the queue, as far as is known.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Refused {
     /// Another request used this id.
     #[error("this Idempotency-Key was used for another request")]
@@ -76,79 +102,69 @@ pub enum Refused {
     /// The server takes no message of this size.
     #[error("the write is larger than the queue accepts")]
     TooLarge,
+    /// The gateway has just begun.
+    #[error("the idempotency keys are still being read")]
+    KeysUnread,
     /// JetStream cannot be asked, or did not answer.
     #[error("the queue cannot be reached")]
     Unavailable(#[source] Unavailable),
 }
 
 /// Why JetStream is not available.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Unavailable {
     /// No connection at the moment.
     #[error("not connected to NATS")]
     Disconnected,
-    /// No ack, or one that says no.
-    #[error("publish to {subject}")]
-    Publish {
-        /// Where to.
-        subject: String,
-        /// What the client says.
-        #[source]
-        source: PublishError,
-    },
-    /// The memory of keys could not be read.
-    #[error("read operation {operation_id}")]
-    Read {
-        /// Which.
-        operation_id: String,
-        /// What the client says.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// Too late.
+    #[error("no answer within {} s", ACCEPT_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The log of keys cannot be written or read.
+    #[error("the idempotency key is not known to be remembered")]
+    Keys(#[source] Arc<keys::Error>),
+    /// The queue did not take it.
+    #[error("the command is not known to be queued")]
+    Queue(#[source] queue::Error),
 }
 
-/// What is remembered of an operation. It does not say that the command is queued: only the queue does.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    accepted_at: String,
-    body_sha256: String,
-}
+/// A key that was taken and forgotten again this often is not tried further.
+const ATTEMPTS_MAX: usize = 3;
 
 impl Intake {
     /// An intake over a context whose timeout is [`ACK_TIMEOUT`].
-    pub fn new(context: Context, in_flight_max: usize) -> Self {
-        Self {
-            context,
-            places: Semaphore::new(in_flight_max),
+    pub fn new(context: Context, in_flight_max: usize, keys_max: usize) -> (Self, Line) {
+        let (line, end) = mpsc::channel(in_flight_max);
+        let intake = Self {
+            queue: Arc::new(Queue::new(context.clone())),
+            keys: Keys::new(context, ACK_TIMEOUT, keys_max),
+            places: Arc::new(Semaphore::new(in_flight_max)),
             in_flight_max,
             breaker: Mutex::default(),
-            backlog: Mutex::default(),
-            has_queue: AtomicBool::new(false),
-        }
+            line,
+        };
+        (intake, end)
     }
 
     /// Queues the command, unless its id was used for another one. The answer's `accepted_at` replaces the command's.
     pub async fn accept(
         &self,
-        mut command: WriteCommand,
+        command: WriteCommand,
+        record: Record,
         traceparent: &str,
     ) -> Result<Accepted, Refused> {
-        let Ok(_place) = self.places.try_acquire() else {
-            return Err(Refused::Busy {
-                retry_after: self.backlog().retry_after(),
-            });
-        };
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| self.busy())?;
         self.breaker()
             .admit(Instant::now())
             .map_err(|retry_after| Refused::BreakerOpen { retry_after })?;
 
-        let result = async {
-            let accepted = self.remember(&command).await?;
-            command.accepted_at.clone_from(&accepted.accepted_at);
-            self.enqueue(&command, traceparent).await?;
-            Ok(accepted)
-        }
-        .await;
+        let result = if self.queue.is_connected() {
+            let taken_in = self.take_in(command, record, traceparent, place);
+            let result = tokio::time::timeout(ACCEPT_TIMEOUT, taken_in).await;
+            result.unwrap_or(Err(Refused::Unavailable(Unavailable::TimedOut)))
+        } else {
+            Err(Refused::Unavailable(Unavailable::Disconnected))
+        };
         match &result {
             Err(Refused::Unavailable(error)) => {
                 tracing::warn!(
@@ -157,22 +173,11 @@ impl Intake {
                 );
                 self.breaker().failed(Instant::now());
             }
+            // Nothing was asked of the server.
+            Err(Refused::KeysUnread) => {}
             Ok(_) | Err(_) => self.breaker().succeeded(),
         }
         result
-    }
-
-    /// Takes a look at the queue into account: for the advice to clients, and to know whether the streams are there.
-    pub fn observed(&self, sample: Option<Sample>) {
-        self.has_queue.store(sample.is_some(), Ordering::Relaxed);
-        if let Some(sample) = sample {
-            self.backlog().observe(sample);
-        }
-    }
-
-    /// Whether the last look found the streams.
-    pub fn has_queue(&self) -> bool {
-        self.has_queue.load(Ordering::Relaxed)
     }
 
     /// Requests that wait for JetStream now.
@@ -185,130 +190,176 @@ impl Intake {
         self.breaker().name()
     }
 
-    /// Messages in the queue, and messages a second leaving it, at the last look.
-    pub fn backlog_size(&self) -> (u64, f64) {
-        let backlog = self.backlog();
-        (backlog.messages(), backlog.drained_per_s())
-    }
-
-    /// Whether NATS is connected.
-    pub fn is_connected(&self) -> bool {
-        self.context.client().connection_state() == State::Connected
-    }
-
-    /// Writes the key down if it is new; compares if it is not.
-    async fn remember(&self, command: &WriteCommand) -> Result<Accepted, Refused> {
-        let record = Record {
-            accepted_at: command.accepted_at.clone(),
-            body_sha256: command.body_sha256.clone(),
-        };
-        let json = serde_json::to_vec(&record).expect("a record is text only");
-        let subject = operation_subject(&command.operation_id);
-        let message = PublishMessage::build()
-            .payload(json.into())
-            .expected_last_subject_sequence(0);
-        match self.publish(subject.clone(), message).await {
-            Ok(()) => Ok(Accepted {
-                accepted_at: record.accepted_at,
-                is_repeat: false,
-            }),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                self.compare(&command.operation_id, record).await
+    /// Queues the command, and its key before it.
+    async fn take_in(
+        &self,
+        mut command: WriteCommand,
+        record: Record,
+        traceparent: &str,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Accepted, Refused> {
+        let place = Arc::new(place);
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(first) = self.known(&record).await? {
+                command.accepted_at = timestamp(first.accepted_at);
+                self.repeat(&command, traceparent).await?;
+                return Ok(Accepted {
+                    accepted_at: command.accepted_at,
+                    is_repeat: true,
+                });
             }
-            Err(error) => Err(self.refusal(subject, error)),
+            let queued = queued(&command, traceparent);
+            if !self.queue.fits(&queued.payload) {
+                return Err(Refused::TooLarge);
+            }
+            let (reply, taken) = oneshot::channel();
+            let waiting = Waiting {
+                record: record.clone(),
+                command: queued,
+                reply,
+                place: place.clone(),
+            };
+            self.line.try_send(waiting).map_err(|_| self.busy())?;
+            match taken.await {
+                Ok(Ok(Taken::Queued)) => {
+                    return Ok(Accepted {
+                        accepted_at: command.accepted_at,
+                        is_repeat: false,
+                    });
+                }
+                Ok(Ok(Taken::NotFirst)) => {}
+                Ok(Err(refused)) => return Err(refused),
+                Err(_) => break,
+            }
+        }
+        Err(Refused::Unavailable(Unavailable::TimedOut))
+    }
+
+    /// The first record under this id, if it was for the same request; None: this request is the first.
+    async fn known(&self, record: &Record) -> Result<Option<Record>, Refused> {
+        if !self.keys.is_whole() {
+            return Err(Refused::KeysUnread);
+        }
+        let id = &record.operation_id;
+        let Some(sequence) = self.keys.first(id) else {
+            return Ok(None);
+        };
+        let first = self.keys.record(id, sequence).await;
+        match first.map_err(unavailable)? {
+            Some(first) if first.fingerprint != record.fingerprint => Err(Refused::KeyReused),
+            // None: forgotten in this moment. The command's message id and the processor still know it.
+            first => Ok(first),
         }
     }
 
-    async fn compare(&self, operation_id: &str, record: Record) -> Result<Accepted, Refused> {
-        let first = match self.recorded(operation_id).await? {
-            Some(first) if first.body_sha256 != record.body_sha256 => {
-                return Err(Refused::KeyReused);
-            }
-            Some(first) => first,
-            // Forgotten in this moment. The command's message id and the processor still know it.
-            None => record,
-        };
-        Ok(Accepted {
-            accepted_at: first.accepted_at,
-            is_repeat: true,
-        })
-    }
-
-    async fn recorded(&self, operation_id: &str) -> Result<Option<Record>, Refused> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
-            let operation_id = operation_id.to_owned();
-            Refused::Unavailable(Unavailable::Read {
-                operation_id,
-                source,
-            })
-        };
-        let stream = self
-            .context
-            .get_stream_no_info(kv_stream(BUCKET_OPERATIONS))
-            .await;
-        let stream = stream.map_err(|error| failed(error.into()))?;
-        let subject = operation_subject(operation_id);
-        match stream.direct_get_last_for_subject(subject).await {
-            Ok(message) => {
-                let record = serde_json::from_slice(&message.payload);
-                record.map(Some).map_err(|error| failed(error.into()))
-            }
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(error.into())),
+    /// Queues the command once more, in case its key came through and it did not. Its message id keeps it from being
+    /// there twice, and the processor from being applied twice.
+    async fn repeat(&self, command: &WriteCommand, traceparent: &str) -> Result<(), Refused> {
+        let sent = self.queue.send(vec![queued(command, traceparent)]).await;
+        let outcomes = self.queue.confirm(sent).await;
+        for outcome in outcomes {
+            outcome.map_err(|error| refusal(&self.queue, error))?;
         }
-    }
-
-    async fn enqueue(&self, command: &WriteCommand, traceparent: &str) -> Result<(), Refused> {
-        let subject = names::writes(&command.schema, &command.table, &command.operation_id);
-        let message = PublishMessage::build()
-            .payload(command.to_msgpack().into())
-            .message_id(&command.operation_id)
-            .expected_stream(STREAM_WRITES)
-            .header(HEADER_TRACEPARENT, traceparent);
-        let published = self.publish(subject.clone(), message).await;
-        published.map_err(|error| self.refusal(subject, error))
-    }
-
-    async fn publish(&self, subject: String, message: PublishMessage) -> Result<(), PublishError> {
-        // The client would keep the message until it is connected again, and the request with it.
-        if !self.is_connected() {
-            return Err(PublishError::new(PublishErrorKind::BrokenPipe));
-        }
-        self.context.send_publish(subject, message).await?.await?;
         Ok(())
     }
 
-    fn refusal(&self, subject: String, error: PublishError) -> Refused {
-        match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => Refused::TooLarge,
-            _ if is_full(&error) => Refused::Full {
-                retry_after: self.backlog().retry_after(),
-            },
-            _ if !self.is_connected() => Refused::Unavailable(Unavailable::Disconnected),
-            _ => Refused::Unavailable(Unavailable::Publish {
-                subject,
-                source: error,
-            }),
+    /// Takes in what waits, for ever.
+    pub async fn work(&self, mut line: Line) {
+        let mut waiting = Vec::new();
+        while line.recv_many(&mut waiting, BATCH_MAX).await != 0 {
+            // Who has gone needs no answer, and nothing of theirs was sent.
+            waiting.retain(|waiting: &Waiting| !waiting.reply.is_closed());
+            if !waiting.is_empty() {
+                self.work_on(std::mem::take(&mut waiting)).await;
+            }
+        }
+    }
+
+    /// Returns when keys and commands are sent and the keys are acknowledged.
+    async fn work_on(&self, waiting: Vec<Waiting>) {
+        let records: Vec<_> = waiting
+            .iter()
+            .map(|waiting| waiting.record.clone())
+            .collect();
+        let sequence = match self.keys.append(&records).await {
+            Ok(sequence) => sequence,
+            Err(error) => {
+                let refused = unavailable(error);
+                for waiting in waiting {
+                    waiting.tell(Err(refused.clone()));
+                }
+                return;
+            }
+        };
+        let mut seen = HashSet::with_capacity(waiting.len());
+        let (first, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
+            let id = waiting.record.operation_id;
+            self.keys.first(&id) == Some(sequence) && seen.insert(id)
+        });
+        for waiting in others {
+            waiting.tell(Ok(Taken::NotFirst));
+        }
+        if first.is_empty() {
+            return;
+        }
+        let commands = first
+            .iter()
+            .map(|waiting| waiting.command.clone())
+            .collect();
+        let sent = self.queue.send(commands).await;
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            let outcomes = queue.confirm(sent).await;
+            for (waiting, outcome) in first.into_iter().zip(outcomes) {
+                let taken = outcome.map(|()| Taken::Queued);
+                waiting.tell(taken.map_err(|error| refusal(&queue, error)));
+            }
+        });
+    }
+
+    fn busy(&self) -> Refused {
+        Refused::Busy {
+            retry_after: self.queue.retry_after(),
         }
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn backlog(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+impl Waiting {
+    fn tell(self, taken: Result<Taken, Refused>) {
+        // Who has gone needs no answer.
+        let _ = self.reply.send(taken);
     }
 }
 
-/// The stream or the server's storage has reached a limit: the server is there, and refuses.
-fn is_full(error: &PublishError) -> bool {
-    let source = std::error::Error::source(error);
-    let code = source
-        .and_then(|source| source.downcast_ref::<jetstream::Error>())
-        .map(jetstream::Error::error_code);
-    matches!(
-        code,
-        Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::STORAGE_RESOURCES_EXCEEDED)
-    )
+/// As `accepted_at` says it.
+pub fn timestamp(at: OffsetDateTime) -> String {
+    at.format(&Rfc3339)
+        .expect("the present has a four-digit year")
+}
+
+fn queued(command: &WriteCommand, traceparent: &str) -> Queued {
+    Queued {
+        subject: names::writes(&command.schema, &command.table, &command.operation_id),
+        message_id: command.operation_id.clone(),
+        traceparent: traceparent.to_owned(),
+        payload: command.to_msgpack().into(),
+    }
+}
+
+fn unavailable(error: keys::Error) -> Refused {
+    Refused::Unavailable(Unavailable::Keys(Arc::new(error)))
+}
+
+fn refusal(queue: &Queue, error: queue::Error) -> Refused {
+    match error {
+        queue::Error::Full => Refused::Full {
+            retry_after: queue.retry_after(),
+        },
+        queue::Error::TooLarge => Refused::TooLarge,
+        error @ queue::Error::Publish { .. } => Refused::Unavailable(Unavailable::Queue(error)),
+    }
 }

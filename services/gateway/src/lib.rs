@@ -22,6 +22,8 @@ pub mod write;
 pub mod backlog;
 pub mod breaker;
 pub mod intake;
+pub mod keys;
+pub mod queue;
 pub mod streams;
 
 // Out: what became of it.
@@ -54,9 +56,10 @@ use wire::{DecodeError, Message};
 
 use crate::backlog::Sample;
 use crate::config::Config;
-use crate::intake::{ACK_TIMEOUT, Intake};
+use crate::intake::{ACK_TIMEOUT, Intake, Line};
 use crate::metrics::Metrics;
 use crate::outcome::Outcomes;
+use crate::queue::Queue;
 use crate::rate_limit::RateLimit;
 use crate::routes::Gateway;
 use crate::streams::Limits;
@@ -92,6 +95,7 @@ pub struct Server {
     gateway: Arc<Gateway>,
     listener: TcpListener,
     context: Context,
+    line: Line,
     limits: Limits,
     connections_max: usize,
     outcomes_subject: String,
@@ -111,24 +115,27 @@ impl Server {
         let context = ContextBuilder::new()
             .timeout(ACK_TIMEOUT)
             .build(client.clone());
+        let limits = config.limits();
+        let in_flight_max = config.in_flight_max.into();
+        let (intake, line) = Intake::new(context.clone(), in_flight_max, limits.keys_max as usize);
         let gateway = Arc::new(Gateway {
             access,
             rate_limit: config
                 .rate_limit_per_s()
                 .map(|limit| Mutex::new(RateLimit::new(limit))),
             schemas: Bucket::default(),
-            intake: Intake::new(context.clone(), config.in_flight_max.into()),
+            intake,
             outcomes: Outcomes::default(),
             client,
             metrics: Metrics::default(),
             shutdown,
         });
         let connections_max = config.connections_max.into();
-        let limits = config.limits();
         Ok(Self {
             gateway,
             listener,
             context,
+            line,
             limits,
             connections_max,
             outcomes_subject,
@@ -146,18 +153,21 @@ impl Server {
             gateway,
             listener,
             context,
+            line,
             limits,
             connections_max,
             outcomes_subject,
         } = self;
         let shutdown = gateway.shutdown.clone();
         let service = TowerToHyperService::new(routes::router(gateway.clone()));
-        // None of the other three ever ends.
+        // None of the others ever ends.
         tokio::select! {
             () = serve_connections(listener, service, connections_max, shutdown) => {}
             () = gateway.schemas.follow(&context, BUCKET_SCHEMAS, read_schema) => {}
             () = gateway.outcomes.follow(&gateway.client, &outcomes_subject) => {}
-            () = keep_streams(&context, limits, &gateway.intake) => {}
+            () = keep_streams(&context, limits, &gateway.intake.queue) => {}
+            () = gateway.intake.keys.follow() => {}
+            () = gateway.intake.work(line) => {}
         }
         tracing::info!("stopped");
     }
@@ -168,7 +178,7 @@ fn read_schema(entry: &Entry) -> Result<Schema, DecodeError> {
 }
 
 /// Looks at the streams every second and makes the missing ones.
-async fn keep_streams(context: &Context, limits: Limits, intake: &Intake) {
+async fn keep_streams(context: &Context, limits: Limits, queue: &Queue) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         let pause = match streams::ensure(context, limits).await {
@@ -178,7 +188,7 @@ async fn keep_streams(context: &Context, limits: Limits, intake: &Intake) {
                 ..
             }) => {
                 let at = Instant::now();
-                intake.observed(Some(Sample {
+                queue.observed(Some(Sample {
                     at,
                     messages,
                     last_sequence,
@@ -188,7 +198,7 @@ async fn keep_streams(context: &Context, limits: Limits, intake: &Intake) {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the streams of the gateway");
-                intake.observed(None);
+                queue.observed(None);
                 backoff.next(backoff::random())
             }
         };

@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
         let shutdown = Shutdown::on_signals()?;
         let server = Server::bind(&config, shutdown).await?;
         tracing::info!(address = %server.local_addr()?, nats = %config.nats.options()?, "listening");
-        server.run().await;
+        Box::pin(server.run()).await;
         Ok(())
     })
 }

@@ -23,6 +23,7 @@ pub struct Metrics {
     in_flight: IntGauge,
     breaker_open: IntGauge,
     connected: IntGauge,
+    keys: IntGauge,
     backlog: IntGauge,
     drained: Gauge,
 }
@@ -51,6 +52,7 @@ impl Default for Metrics {
             in_flight: gauge("gateway_in_flight", "writes that wait for JetStream"),
             breaker_open: gauge("gateway_breaker_open", "1 unless the breaker is closed"),
             connected: gauge("gateway_nats_connected", "1 while NATS is connected"),
+            keys: gauge("gateway_keys", "idempotency keys remembered"),
             backlog: gauge(
                 "gateway_backlog_messages",
                 "messages in the queue of writes",
@@ -76,11 +78,12 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format.
     pub fn text(&self, intake: &Intake) -> Vec<u8> {
-        let (messages, drained_per_s) = intake.backlog_size();
+        let (messages, drained_per_s) = intake.queue.backlog_size();
         self.in_flight.set(intake.in_flight() as i64);
         self.breaker_open
             .set((intake.breaker_name() != "closed").into());
-        self.connected.set(intake.is_connected().into());
+        self.connected.set(intake.queue.is_connected().into());
+        self.keys.set(intake.keys.len() as i64);
         self.backlog.set(messages as i64);
         self.drained.set(drained_per_s);
         metrics::text(&self.registry)

@@ -19,7 +19,6 @@ use daemon::jwt::Claims;
 use daemon::shutdown::Shutdown;
 use serde_json::json;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use wire::command::{OperationStatus, WriteCommand};
 use wire::names::{HEADER_TRACEPARENT, schema_key};
 use wire::schema::Schema;
@@ -27,7 +26,8 @@ use wire::schema::Schema;
 use crate::Problem;
 use crate::answer;
 use crate::idempotency::{fingerprint, operation_id};
-use crate::intake::{Accepted, Intake};
+use crate::intake::{Accepted, Intake, timestamp};
+use crate::keys::Record;
 use crate::metrics::Metrics;
 use crate::openapi;
 use crate::outcome::{Outcomes, Waiter};
@@ -70,18 +70,22 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let intake = &gateway.intake;
-    let (backlog, drained_per_s) = intake.backlog_size();
+    let queue = &intake.queue;
+    let (backlog, drained_per_s) = queue.backlog_size();
+    let keys = intake.keys.is_whole().then(|| intake.keys.len());
     let tables = gateway.schemas.values().map(|tables| tables.len());
-    let is_ok = intake.is_connected()
-        && intake.has_queue()
+    let is_ok = queue.is_connected()
+        && queue.is_there()
+        && keys.is_some()
         && intake.breaker_name() != "open"
         && tables.is_some();
     let body = json!({
         "status": if is_ok { "ok" } else { "degraded" },
-        "nats": if intake.is_connected() { "connected" } else { "disconnected" },
-        "queue": if intake.has_queue() { "ready" } else { "missing" },
+        "nats": if queue.is_connected() { "connected" } else { "disconnected" },
+        "queue": if queue.is_there() { "ready" } else { "missing" },
         "inFlight": intake.in_flight(),
         "breaker": intake.breaker_name(),
+        "keys": keys,
         "backlog": backlog,
         "drainedPerSecond": drained_per_s.round(),
         "tables": tables,
@@ -146,18 +150,22 @@ impl Gateway {
             .get("idempotency-key")
             .map(HeaderValue::as_bytes);
         let operation_id = operation_id(key, principal)
-            .map_err(|error| Problem::bad_request("idempotency-key", error.to_string()))?
-            .to_string();
+            .map_err(|error| Problem::bad_request("idempotency-key", error.to_string()))?;
         let body = request::read(&head.headers, body).await?;
         let write = target.write(&schema, &body).map_err(answer::unfit)?;
 
         let wait = prefer::wait(&head.headers);
         let waiter = match wait {
-            Some(_) => self.outcomes.waiter(&operation_id).await,
+            Some(_) => self.outcomes.waiter(&operation_id.to_string()).await,
             None => None,
         };
-        let body_sha256 = fingerprint(head.method.as_str(), path, principal, &body);
-        let command = command(operation_id.clone(), &target, write, claims, body_sha256);
+        let record = Record {
+            operation_id,
+            fingerprint: fingerprint(head.method.as_str(), path, principal, &body),
+            accepted_at: now(),
+        };
+        let command = command(&record, &target, write, claims);
+        let operation_id = command.operation_id.clone();
         let entity_id = command.entity_id.clone();
         let trace = head
             .headers
@@ -165,7 +173,7 @@ impl Gateway {
             .and_then(|value| value.to_str().ok());
         let accepted = self
             .intake
-            .accept(command, &traceparent(trace))
+            .accept(command, record, &traceparent(trace))
             .await
             .map_err(|refused| answer::refused(&refused))?;
         let counted = Counted {
@@ -228,30 +236,34 @@ impl Gateway {
     }
 }
 
+/// In the resolution that the keys are remembered with.
+fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    let whole_us = now.nanosecond() / 1000 * 1000;
+    now.replace_nanosecond(whole_us)
+        .expect("less than a second before")
+}
+
 fn command(
-    operation_id: String,
+    record: &Record,
     target: &Target<'_>,
     write: Write,
     claims: Option<Claims>,
-    body_sha256: String,
 ) -> WriteCommand {
     let (principal, claims) = match claims {
         Some(claims) => (Some(claims.subject), Some(claims.all)),
         None => (None, None),
     };
-    let now = OffsetDateTime::now_utc();
     WriteCommand {
-        operation_id,
+        operation_id: record.operation_id.to_string(),
         table: target.table.clone(),
         op: write.op,
         entity_id: write.entity_id,
         data: write.data,
         principal,
         claims,
-        accepted_at: now
-            .format(&Rfc3339)
-            .expect("the present has a four-digit year"),
-        body_sha256,
+        accepted_at: timestamp(record.accepted_at),
+        body_sha256: record.fingerprint.to_string(),
         schema: target.schema.clone(),
     }
 }

@@ -8,10 +8,9 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, State, StorageType};
-use daemon::nats;
-use wire::names::{BUCKET_OPERATIONS, STREAM_WRITES, WRITE_SUBJECTS, kv_subject};
+use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS, WRITE_SUBJECTS};
 
-/// A repeat of a message is dropped within this. Enough for a publish whose ack was lost; the long memory is the bucket,
+/// A repeat of a message is dropped within this. Enough for a publish whose ack was lost; the long memory are the keys,
 /// because the server's costs it some 200 bytes of RAM a message.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// A key is remembered for this long, unless more than `keys_max` come meanwhile.
@@ -25,17 +24,12 @@ pub struct Limits {
     /// Bytes of commands in the queue.
     pub queue_bytes_max: i64,
     /// Keys remembered.
-    pub keys_max: i64,
-}
-
-/// Subject of an operation in the bucket.
-pub fn operation_subject(operation_id: &str) -> String {
-    kv_subject(BUCKET_OPERATIONS, operation_id)
+    pub keys_max: u32,
 }
 
 /// Makes the streams that are missing; existing ones keep their limits. The state of the queue.
 pub async fn ensure(context: &Context, limits: Limits) -> Result<State, CreateStreamError> {
-    context.get_or_create_stream(operations(limits)).await?;
+    context.get_or_create_stream(keys(limits)).await?;
     let queue = context.get_or_create_stream(writes(limits)).await?;
     Ok(queue.cached_info().state.clone())
 }
@@ -55,13 +49,23 @@ fn writes(limits: Limits) -> Config {
     }
 }
 
-/// A KV bucket, except that a full one drops its oldest entry.
-fn operations(limits: Limits) -> Config {
+/// The log of keys; a full one drops its oldest messages. One message has a key at least, so no key is dropped before
+/// `keys_max` others came.
+fn keys(limits: Limits) -> Config {
     Config {
+        name: STREAM_WRITE_KEYS.to_owned(),
+        subjects: vec![WRITE_KEYS.to_owned()],
+        storage: StorageType::File,
         discard: DiscardPolicy::Old,
-        max_messages: limits.keys_max,
+        max_messages: limits.keys_max.into(),
+        max_bytes: i64::from(limits.keys_max) * KEY_BYTES_MAX,
         max_age: KEYS_MAX_AGE,
-        duplicate_window: DUPLICATE_WINDOW,
-        ..nats::bucket(BUCKET_OPERATIONS, 1)
+        allow_direct: true,
+        deny_delete: true,
+        ..Config::default()
     }
 }
+
+/// What a key takes in the stream when its message has no other: 22 + 8 bytes of the server's around a subject of 10, a
+/// header of 53 and a record of 56 (nats-server: filestore.go, `fileStoreMsgSize`).
+const KEY_BYTES_MAX: i64 = 160;

@@ -2,8 +2,8 @@
 //!
 //! In: an operation id. Out: its status, now or as soon as it is known.
 //! Invariant: an accepted write is pending from the moment it was accepted; "never seen" is said only
-//! when the queue, then PostgreSQL, then the gateway's memory did not know it. (In this order: a write
-//! leaves the queue after its outcome was recorded.)
+//! when the queue and then PostgreSQL did not know it. (In this order: a write leaves the queue after
+//! its outcome was recorded.)
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,11 +78,8 @@ impl Operations {
         if queued.is_some() {
             return Ok(queued);
         }
-        // Not in the queue: applied in between, or accepted and on its way there.
-        if let Some(operation) = self.recorded(id).await? {
-            return Ok(Some(operation));
-        }
-        self.remembered(id).await
+        // Not in the queue: never seen, or applied in between.
+        self.recorded(id).await
     }
 
     /// Its outcome in PostgreSQL. The LSN was taken after the outcome was visible, so it is behind the
@@ -157,24 +154,6 @@ impl Operations {
             }));
         }
         Ok(None)
-    }
-
-    /// What the gateway remembers of an accepted key, for the moment before it is queued.
-    async fn remembered(&self, id: Uuid) -> Result<Option<Operation>, Error> {
-        let stream = self
-            .stream(&names::kv_stream(names::BUCKET_OPERATIONS))
-            .await?;
-        let subject = names::kv_subject(names::BUCKET_OPERATIONS, &id.to_string());
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok(OperationStatus::decode(&message.payload)
-                .ok()
-                .map(|status| Operation {
-                    status,
-                    principal: None,
-                })),
-            Err(error) if is_missing(error.kind()) => Ok(None),
-            Err(error) => Err(Error::JetStream(error.into())),
-        }
     }
 
     async fn stream(&self, name: &str) -> Result<Stream<()>, Error> {

@@ -3,6 +3,7 @@
 use serde_json::json;
 use stack::eventually_async;
 use wire::command::WriteOp;
+use wire::names::WRITE_KEYS;
 
 use crate::harness::{DEADLINE, World, new_id};
 
@@ -130,6 +131,69 @@ async fn of_two_racing_requests_under_one_key_one_wins() {
         assert_eq!(statuses, [202, 422], "round {round}");
     }
     assert_eq!(world.queued().await, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_requests_at_once_under_one_key_one_is_queued_and_all_alike_are_told() {
+    let world = World::new().await;
+    let gateway = world.gateway(&[]).await;
+    let (alice, bob) = (json!({"name": "Alice"}), json!({"name": "Bob"}));
+
+    let posts = (0..40).map(|number| {
+        let body = if number % 2 == 0 { &alice } else { &bob };
+        gateway.post("users", "order-1", body)
+    });
+    let answers = futures_util::future::join_all(posts).await;
+
+    let first = answers.iter().find(|answer| answer.status == 202).unwrap();
+    let (accepted, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 202);
+    assert_eq!((accepted.len(), refused.len()), (20, 20));
+    assert!(accepted.iter().all(|answer| answer.body == first.body));
+    assert!(
+        refused
+            .iter()
+            .all(|answer| answer.problem() == "key-reused")
+    );
+    assert_eq!(world.queued().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_through_two_gateways_at_once_are_queued_once_each() {
+    let world = World::new().await;
+    let gateways = [world.gateway(&[]).await, world.gateway(&[]).await];
+    let body = json!({"name": "Alice"});
+
+    // Each gateway's chain of commands is cut by the other's.
+    for round in 0..5 {
+        let keys: Vec<_> = (0..100).map(|number| format!("{round}-{number}")).collect();
+        let posts = keys
+            .iter()
+            .enumerate()
+            .map(|(index, key)| gateways[index % 2].post("users", key, &body));
+        for answer in futures_util::future::join_all(posts).await {
+            assert_eq!(answer.status, 202, "{answer:?}");
+        }
+    }
+
+    assert_eq!(world.queued().await, 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_key_in_the_log_is_passed_over() {
+    let world = World::new().await;
+    let first = world.gateway(&[]).await;
+    let body = json!({"name": "Alice"});
+    let answer = first.post("users", "1", &body).await;
+    let nonsense = world.context.publish(WRITE_KEYS, "nonsense".into()).await;
+    nonsense.unwrap().await.unwrap();
+    assert_eq!(first.post("users", "2", &body).await.status, 202);
+
+    let second = world.gateway(&[]).await;
+
+    assert_eq!(second.post("users", "1", &body).await.body, answer.body);
+    assert_eq!(world.queued().await, 2);
+    assert_eq!(second.get("/health").await.body["keys"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -172,7 +172,7 @@ async fn streams_that_were_deleted_are_made_again() {
     let body = json!({"name": "Alice"});
     assert_eq!(gateway.post("users", "1", &body).await.status, 202);
 
-    for stream in ["WRITES", "KV_operations"] {
+    for stream in ["WRITES", "WRITE_KEYS"] {
         world.context.delete_stream(stream).await.unwrap();
     }
 

@@ -62,27 +62,6 @@ async fn a_queued_write_is_pending_from_the_first_poll_though_no_processor_runs(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_the_gateway_just_remembered_is_pending() {
-    let world = World::up().await;
-    let reader = world.reader(&[]).await;
-    let record = json!({"operationId": ID, "status": "pending", "table": "books",
-        "acceptedAt": "2026-01-02T03:04:05Z", "bodySha256": "00"});
-    let subject = format!("$KV.operations.{ID}");
-    let ack = world
-        .jetstream
-        .publish(subject, record.to_string().into())
-        .await;
-    ack.unwrap().await.unwrap();
-
-    let answer = reader.get(&format!("/status/{ID}")).await;
-
-    assert_eq!(
-        (answer.status, &answer.json()["status"]),
-        (200, &json!("pending"))
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_completed_write_names_an_lsn_that_shows_it() {
     let world = World::up().await;
     let reader = world.reader(&[]).await;
