@@ -30,7 +30,7 @@ pub struct Command {
 }
 
 /// Which row a write is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
     /// The primary key's values as text, in key order.
     Known(Vec<String>),

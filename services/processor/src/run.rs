@@ -13,15 +13,15 @@ use crate::command::{Command, Key};
 use crate::table::Table;
 
 /// The ranges. Each is as long as it can be.
-pub fn cut(commands: &[Command], table: &Table) -> Vec<Range<usize>> {
+pub fn cut(commands: &[&Command], table: &Table) -> Vec<Range<usize>> {
     let mut runs = Vec::new();
     let mut start = 0;
     let mut rows = HashSet::new();
     let mut operations = HashSet::new();
     for (index, command) in commands.iter().enumerate() {
         let fits = start < index
-            && joins(&commands[index - 1], command, table)
-            && !rows.contains(&command.key.text())
+            && joins(commands[index - 1], command, table)
+            && !rows.contains(&command.key)
             && !operations.contains(&command.operation_id);
         if !fits && start < index {
             runs.push(start..index);
@@ -29,7 +29,7 @@ pub fn cut(commands: &[Command], table: &Table) -> Vec<Range<usize>> {
             rows.clear();
             operations.clear();
         }
-        rows.insert(command.key.text());
+        rows.insert(&command.key);
         operations.insert(command.operation_id);
     }
     if start < commands.len() {
@@ -70,6 +70,10 @@ mod tests {
             claims: serde_json::Map::new(),
             record: Record::default(),
         }
+    }
+
+    fn cut(commands: &[Command], table: &Table) -> Vec<Range<usize>> {
+        super::cut(&commands.iter().collect::<Vec<_>>(), table)
     }
 
     fn integers() -> Table {

@@ -10,13 +10,14 @@ use std::collections::HashMap;
 use daemon::postgres::{Closed, PostgresOptions};
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 use wire::command::{OperationError, WriteOp};
 use wire::names::ROLE_APP_WRITER;
 
 use crate::command::{Command, Key};
 use crate::run;
 use crate::sqlstate::{self, Class};
-use crate::statement::{self, NOT_FOUND, Refused};
+use crate::statement::{self, NOT_FOUND, Operations, Refused};
 use crate::table::Table;
 
 /// An open session.
@@ -33,12 +34,18 @@ pub enum OpenError {
     /// No connection, or no login.
     #[error(transparent)]
     Connect(#[from] daemon::postgres::Error),
+    /// It does not answer.
+    #[error("PostgreSQL does not answer")]
+    Postgres(#[from] tokio_postgres::Error),
     /// The role is missing or not ours to take.
     #[error(
         "cannot work as role {ROLE_APP_WRITER}: apply schema/*.sql, then GRANT {ROLE_APP_WRITER} TO the user of \
          DATABASE_URL"
     )]
     Role(#[source] tokio_postgres::Error),
+    /// The functions that record operations are missing, or from another version.
+    #[error("public.claim_operations is not as this processor calls it: apply schema/*.sql")]
+    Schema,
 }
 
 /// Why a batch was not applied. Nothing of it was.
@@ -55,6 +62,9 @@ pub enum ApplyError {
 /// What policies see of a write without claims. PostgreSQL: once a setting of ours was set locally it is
 /// empty text afterwards, not absent, and empty text is no JSON.
 const NO_CLAIMS: &str = "{}";
+const HAS_FUNCTIONS: &str =
+    "SELECT to_regprocedure('public.claim_operations(uuid[], text, text, text[], uuid[],
+    timestamptz[], text[], text[], text[])') IS NOT NULL";
 /// Statements kept prepared; each set of columns makes one.
 const PREPARED_MAX: usize = 128;
 
@@ -68,6 +78,14 @@ impl Session {
             ))
             .await
             .map_err(OpenError::Role)?;
+        // Called all the same, every write would be refused with "does not exist", for ever.
+        if !client
+            .query_one(HAS_FUNCTIONS, &[])
+            .await?
+            .get::<_, bool>(0)
+        {
+            return Err(OpenError::Schema);
+        }
         Ok(Self {
             client,
             closed,
@@ -89,7 +107,7 @@ impl Session {
 
     /// Applies the commands one after another in one transaction, with their outcomes. Commands that
     /// have an outcome already are passed over. Returns how many ended as [`NOT_FOUND`].
-    pub async fn apply(&mut self, commands: &[Command], table: &Table) -> Result<u64, ApplyError> {
+    pub async fn apply(&mut self, commands: &[&Command], table: &Table) -> Result<u64, ApplyError> {
         let applied = self.try_apply(commands, table).await;
         if let Err(error) = &applied
             && error.class() != Class::Lost
@@ -99,7 +117,7 @@ impl Session {
         applied
     }
 
-    async fn try_apply(&mut self, commands: &[Command], table: &Table) -> Result<u64, ApplyError> {
+    async fn try_apply(&mut self, commands: &[&Command], table: &Table) -> Result<u64, ApplyError> {
         let nobody = Map::new();
         let mut claims = &nobody;
         let mut missed = 0;
@@ -131,12 +149,14 @@ impl Session {
         Ok(())
     }
 
-    async fn apply_run(&mut self, run: &[Command], table: &Table) -> Result<u64, ApplyError> {
+    async fn apply_run(&mut self, run: &[&Command], table: &Table) -> Result<u64, ApplyError> {
         let statement = statement::of_run(run, table)?;
+        let operations = Operations::of_run(run, table);
         let prepared = self.prepare(&statement.text).await?;
-        let (rows, operations) = (&statement.rows, &statement.operations);
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&statement.rows];
+        parameters.extend(operations.parameters());
         if run[0].op == WriteOp::Create {
-            self.client.execute(&prepared, &[rows, operations]).await?;
+            self.client.execute(&prepared, &parameters).await?;
             return Ok(0);
         }
         let fault = json(&OperationError {
@@ -144,11 +164,8 @@ impl Session {
             constraint: None,
             message: format!("there is no such row in {}", statement::entity_table(table)),
         });
-        let missed = self
-            .client
-            .execute(&prepared, &[rows, operations, &fault])
-            .await?;
-        Ok(missed)
+        parameters.push(&fault);
+        Ok(self.client.execute(&prepared, &parameters).await?)
     }
 
     async fn apply_generated(
@@ -156,10 +173,12 @@ impl Session {
         command: &Command,
         table: &Table,
     ) -> Result<(), ApplyError> {
-        const OPEN: &str = "SELECT public.open_operations($1::text::jsonb)";
-        const CLOSE: &str = "SELECT public.close_operations($1::text::jsonb, ARRAY[$2::text::uuid], ARRAY[$2::text::uuid], NULL)";
+        const OPEN: &str = "SELECT public.open_operations($1)";
+        const CLOSE: &str =
+            "SELECT public.close_operations($1, $2, $3, $4, $5, $6, $7, $8, $9, $1, $1, NULL)";
         let statement = statement::of_generated(command, table)?;
-        let open = self.client.query(OPEN, &[&statement.operations]).await?;
+        let operations = Operations::of_run(&[command], table);
+        let open = self.client.query(OPEN, &[operations.ids()]).await?;
         if open.is_empty() {
             return Ok(());
         }
@@ -169,12 +188,9 @@ impl Session {
         } else {
             self.client.query_opt(&prepared, &[&statement.rows]).await?
         };
-        let mut operation = statement::operation(command, table);
         let key = row.and_then(|row| row.get::<_, Option<String>>(0));
-        operation["entity_key"] = key.into();
-        let operations = Value::Array(vec![operation]).to_string();
-        let id = command.operation_id.to_string();
-        self.client.query(CLOSE, &[&operations, &id]).await?;
+        let operations = operations.with_key(key);
+        self.client.query(CLOSE, &operations.parameters()).await?;
         Ok(())
     }
 

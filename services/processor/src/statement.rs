@@ -1,26 +1,46 @@
 //! The SQL of a run.
 //!
 //! In: a run and the table's shape. Out: text that depends on the run's columns alone, so that it is
-//! prepared once, and two JSON parameters that carry every value.
+//! prepared once, and the parameters that carry every value: the rows as JSON, the operations as an array of each column.
 //! Invariant: no value from a client is ever part of the text; a name is, quoted, after it was found
 //! in the catalogue.
 
-use serde_json::{Map, Value, json};
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 use wire::command::WriteOp;
 
-use crate::command::{Command, Key};
+use crate::command::{Command, Key, Record};
 use crate::table::{Column, Table, quote};
 
-/// A statement with parameters `$1` (rows) and `$2` (operations), both JSON as text. One that looks for its rows also
-/// has `$3`, the error of those that are not there, and returns the operations that it failed with it.
+/// A statement and its parameters: `$1` are the rows, and [`Operations::parameters`] stand behind. One that looks for its
+/// rows also has the error of those that are not there, as its last, and returns the operations that it failed with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     /// SQL.
     pub text: String,
-    /// `$1`.
+    /// `$1`: JSON as text.
     pub rows: String,
-    /// `$2`.
-    pub operations: String,
+}
+
+/// What is recorded of a run's operations: an array of each column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operations<'a> {
+    ids: Vec<Uuid>,
+    table: String,
+    kind: &'static str,
+    keys: Vec<Option<String>>,
+    uuid_keys: Vec<Option<Uuid>>,
+    accepted: Vec<Option<SystemTime>>,
+    sha256s: Vec<Option<&'a str>>,
+    principals: Vec<Option<&'a str>>,
+    traceparents: Vec<Option<&'a str>>,
 }
 
 /// The write cannot be said in SQL. The client reads it like an error of PostgreSQL.
@@ -37,7 +57,7 @@ pub struct Refused {
 pub const NOT_FOUND: &str = "not_found";
 
 /// The statement of a run, as [`crate::run::cut`] makes them. Every key must be known.
-pub fn of_run(run: &[Command], table: &Table) -> Result<Statement, Refused> {
+pub fn of_run(run: &[&Command], table: &Table) -> Result<Statement, Refused> {
     let first = run.first().expect("a run is not empty");
     let columns = columns(first, table)?;
     let key = table.key();
@@ -46,27 +66,15 @@ pub fn of_run(run: &[Command], table: &Table) -> Result<Statement, Refused> {
         WriteOp::Update => update(table, &key, &columns)?,
         WriteOp::Delete => delete(table, &key),
     };
-    let rows = run.iter().enumerate().map(|(place, command)| {
-        let mut row = Map::new();
-        row.insert("place".to_owned(), json!(place));
-        row.insert(
-            "operation_id".to_owned(),
-            json!(command.operation_id.to_string()),
-        );
-        if let (Key::Known(values), WriteOp::Update | WriteOp::Delete) = (&command.key, first.op) {
-            for (index, value) in values.iter().enumerate() {
-                row.insert(format!("k{index}"), json!(value));
-            }
-        }
-        for (index, column) in columns.iter().enumerate() {
-            row.insert(format!("c{index}"), command.row[&column.name].clone());
-        }
-        Value::Object(row)
-    });
+    let mut rows = Vec::with_capacity(run.len() * 128);
+    for command in run {
+        rows.push(if rows.is_empty() { b'[' } else { b',' });
+        write_row(&mut rows, command, &columns);
+    }
+    rows.push(b']');
     Ok(Statement {
         text,
-        rows: Value::Array(rows.collect()).to_string(),
-        operations: operations(run, table),
+        rows: String::from_utf8(rows).expect("JSON is text"),
     })
 }
 
@@ -98,22 +106,119 @@ pub fn of_generated(command: &Command, table: &Table) -> Result<Statement, Refus
              FROM jsonb_to_record($1::text::jsonb) AS batch({shape}) RETURNING {returning}"
         )
     };
-    let row: Map<_, _> = columns
-        .iter()
-        .enumerate()
-        .map(|(index, column)| (format!("c{index}"), command.row[&column.name].clone()))
-        .collect();
+    let mut row = Vec::new();
+    write_row(&mut row, command, &columns);
     Ok(Statement {
         text,
-        rows: Value::Object(row).to_string(),
-        operations: operations(std::slice::from_ref(command), table),
+        rows: String::from_utf8(row).expect("JSON is text"),
     })
 }
 
-/// The records of the operations, as `claim_operations` takes them.
-pub fn operations(run: &[Command], table: &Table) -> String {
-    let records = run.iter().map(|command| operation(command, table));
-    Value::Array(records.collect()).to_string()
+/// `{"k0":"1","c0":"Alice"}`: the key of who looks for it, and the columns.
+fn write_row(into: &mut Vec<u8>, command: &Command, columns: &[&Column]) {
+    let key: &[String] = match (&command.key, command.op) {
+        (Key::Known(values), WriteOp::Update | WriteOp::Delete) => values,
+        (Key::Known(_) | Key::Generated, _) => &[],
+    };
+    let start = into.len();
+    for (index, value) in key.iter().enumerate() {
+        write_member(into, start, 'k', index, value);
+    }
+    for (index, column) in columns.iter().enumerate() {
+        write_member(into, start, 'c', index, &command.row[&column.name]);
+    }
+    if into.len() == start {
+        into.push(b'{');
+    }
+    into.push(b'}');
+}
+
+/// `start`: where the object begins.
+fn write_member(
+    into: &mut Vec<u8>,
+    start: usize,
+    name: char,
+    index: usize,
+    value: &impl Serialize,
+) {
+    into.push(if into.len() == start { b'{' } else { b',' });
+    write!(into, "\"{name}{index}\":").expect("a Vec takes every write");
+    serde_json::to_writer(into, value).expect("a Vec takes every write, and keys are text");
+}
+
+impl<'a> Operations<'a> {
+    /// Those of a run.
+    pub fn of_run(run: &[&'a Command], table: &Table) -> Self {
+        let keys: Vec<_> = run.iter().map(|command| command.key.text()).collect();
+        let records = run.iter().map(|command| &command.record);
+        Self {
+            ids: run.iter().map(|command| command.operation_id).collect(),
+            table: entity_table(table),
+            kind: kind(run.first().expect("a run is not empty").op),
+            uuid_keys: keys.iter().map(|key| uuid(key.as_deref()?)).collect(),
+            keys,
+            accepted: records.clone().map(accepted).collect(),
+            sha256s: records
+                .clone()
+                .map(|record| record.body_sha256.as_deref())
+                .collect(),
+            principals: records
+                .clone()
+                .map(|record| record.principal.as_deref())
+                .collect(),
+            traceparents: records
+                .map(|record| record.traceparent.as_deref())
+                .collect(),
+        }
+    }
+
+    /// Of one whose key is known now.
+    #[must_use]
+    pub fn with_key(mut self, key: Option<String>) -> Self {
+        self.uuid_keys = vec![key.as_deref().and_then(uuid)];
+        self.keys = vec![key];
+        self
+    }
+
+    /// As `claim_operations` and `close_operations` take them.
+    pub fn parameters(&self) -> [&(dyn ToSql + Sync); 9] {
+        [
+            &self.ids,
+            &self.table,
+            &self.kind,
+            &self.keys,
+            &self.uuid_keys,
+            &self.accepted,
+            &self.sha256s,
+            &self.principals,
+            &self.traceparents,
+        ]
+    }
+
+    /// As `open_operations` takes them.
+    pub fn ids(&self) -> &Vec<Uuid> {
+        &self.ids
+    }
+}
+
+/// As `write_operations` names it.
+fn kind(op: WriteOp) -> &'static str {
+    match op {
+        WriteOp::Create => "create",
+        WriteOp::Update => "update",
+        WriteOp::Delete => "delete",
+    }
+}
+
+fn uuid(key: &str) -> Option<Uuid> {
+    let is_hyphenated = key.len() == uuid::fmt::Hyphenated::LENGTH;
+    Uuid::try_parse(key).ok().filter(|_| is_hyphenated)
+}
+
+/// None: not to be read. The time of applying stands there then.
+fn accepted(record: &Record) -> Option<SystemTime> {
+    let at = OffsetDateTime::parse(record.accepted_at.as_deref()?, &Rfc3339);
+    at.ok().map(SystemTime::from)
 }
 
 /// The record of one operation, as `fail_operation` takes it.
@@ -123,7 +228,7 @@ pub fn operation(command: &Command, table: &Table) -> Value {
         "operation_id": command.operation_id.to_string(),
         "entity_table": entity_table(table),
         "entity_key": command.key.text(),
-        "op_type": command.op,
+        "op_type": kind(command.op),
         "accepted_at": record.accepted_at,
         "body_sha256": record.body_sha256,
         "principal": record.principal,
@@ -162,12 +267,12 @@ fn insert(table: &Table, columns: &[&Column]) -> String {
     let target = table.quoted();
     let names = list(columns, quoted);
     let values = list(columns, |index, _| format!("batch.c{index}"));
-    let shape = shape(&[], columns);
+    let batch = batch(&[], columns);
     format!(
         "WITH claimed AS MATERIALIZED ({CLAIM})
         INSERT INTO {target} ({names})
         SELECT {values}
-        FROM jsonb_to_recordset($1::text::jsonb) AS batch(place integer, operation_id uuid, {shape})
+        FROM {batch}
         JOIN claimed USING (operation_id)
         ORDER BY batch.place"
     )
@@ -184,12 +289,11 @@ fn update(table: &Table, key: &[&Column], columns: &[&Column]) -> Result<String,
     let changes = list(columns, |index, column| {
         format!("{} = batch.c{index}", quote(&column.name))
     });
-    let (shape, condition) = (shape(key, columns), condition(key));
+    let (batch, condition) = (batch(key, columns), condition(key));
     Ok(format!(
         "WITH {OPEN}, changed AS (
             UPDATE {target} AS old SET {changes}
-            FROM jsonb_to_recordset($1::text::jsonb)
-                AS batch(place integer, operation_id uuid, {shape})
+            FROM {batch}
             JOIN open USING (operation_id)
             WHERE {condition}
             RETURNING batch.operation_id
@@ -200,12 +304,11 @@ fn update(table: &Table, key: &[&Column], columns: &[&Column]) -> Result<String,
 
 fn delete(table: &Table, key: &[&Column]) -> String {
     let target = table.quoted();
-    let (shape, condition) = (shape(key, &[]), condition(key));
+    let (batch, condition) = (batch(key, &[]), condition(key));
     format!(
         "WITH {OPEN}, changed AS (
             DELETE FROM {target} AS old
-            USING jsonb_to_recordset($1::text::jsonb)
-                AS batch(place integer, operation_id uuid, {shape})
+            USING {batch}
             JOIN open USING (operation_id)
             WHERE {condition}
             RETURNING batch.operation_id
@@ -214,13 +317,25 @@ fn delete(table: &Table, key: &[&Column]) -> String {
     )
 }
 
-const CLAIM: &str = "SELECT public.claim_operations($2::text::jsonb) AS operation_id";
-const OPEN: &str =
-    "open AS MATERIALIZED (SELECT public.open_operations($2::text::jsonb) AS operation_id)";
+const CLAIM: &str =
+    "SELECT public.claim_operations($2, $3, $4, $5, $6, $7, $8, $9, $10) AS operation_id";
+const OPEN: &str = "open AS MATERIALIZED (SELECT public.open_operations($2) AS operation_id)";
 /// The outcome is known only behind the change, and must be recorded once: the change stream shows each version.
-const CLOSE: &str = "SELECT public.close_operations($2::text::jsonb,
+const CLOSE: &str = "SELECT public.close_operations($2, $3, $4, $5, $6, $7, $8, $9, $10,
             (SELECT array_agg(operation_id) FROM open),
-            (SELECT array_agg(operation_id) FROM changed), $3::text)";
+            (SELECT array_agg(operation_id) FROM changed), $11)";
+
+/// The rows of `$1` with the operations of `$2`, place by place.
+fn batch(key: &[&Column], columns: &[&Column]) -> String {
+    let shape = shape(key, columns);
+    let keys = (0..key.len()).map(|index| format!("k{index}, "));
+    let columns = (0..columns.len()).map(|index| format!("c{index}, "));
+    let names: String = keys.chain(columns).collect();
+    format!(
+        "ROWS FROM (jsonb_to_recordset($1::text::jsonb) AS ({shape}), unnest($2::uuid[]))
+            WITH ORDINALITY AS batch({names}operation_id, place)"
+    )
+}
 
 /// `k0 uuid, c0 text, c1 numeric(10,2)`.
 fn shape(key: &[&Column], columns: &[&Column]) -> String {
@@ -254,10 +369,9 @@ fn list(columns: &[&Column], item: impl Fn(usize, &Column) -> String) -> String 
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
+    use serde_json::Map;
 
     use super::*;
-    use crate::command::Record;
     use crate::command::tests::table;
     use crate::table::Kind;
 
@@ -286,7 +400,7 @@ mod tests {
     fn values_are_parameters_and_names_are_quoted() {
         let command = create(json!({"id": "1", "na\"me": "'); DROP TABLE users; --"}));
 
-        let statement = of_run(&[command], &users()).unwrap();
+        let statement = of_run(&[&command], &users()).unwrap();
 
         assert!(!statement.text.contains("DROP"));
         assert!(statement.rows.contains("DROP"));
@@ -297,7 +411,7 @@ mod tests {
     fn a_column_that_is_not_in_the_catalogue_never_reaches_the_text() {
         let command = create(json!({"id": 1, "x\") SELECT": 2}));
 
-        let refused = of_run(&[command], &users()).unwrap_err();
+        let refused = of_run(&[&command], &users()).unwrap_err();
 
         assert_eq!(refused.code, "42703");
     }
@@ -307,14 +421,14 @@ mod tests {
         let mut command = create(json!({}));
         command.op = WriteOp::Update;
 
-        assert_eq!(of_run(&[command], &users()).unwrap_err().code, "22023");
+        assert_eq!(of_run(&[&command], &users()).unwrap_err().code, "22023");
     }
 
     #[test]
     fn a_table_that_is_gone_is_refused_as_postgresql_would() {
         let gone = table(&[]);
 
-        let refused = of_run(&[create(json!({"id": 1}))], &gone).unwrap_err();
+        let refused = of_run(&[&create(json!({"id": 1}))], &gone).unwrap_err();
 
         assert_eq!(refused.code, "42P01");
     }

@@ -340,7 +340,7 @@ impl Shift<'_> {
                 continue;
             }
             let began = Instant::now();
-            let commands: Vec<_> = piece.iter().map(|entry| entry.command.clone()).collect();
+            let commands: Vec<_> = piece.iter().map(|entry| &entry.command).collect();
             let error = match self.session.apply(&commands, &self.table).await {
                 Ok(missed) => {
                     backoff.reset();

@@ -28,6 +28,25 @@ async fn old_outcomes_are_deleted_and_young_ones_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn under_an_older_schema_writes_wait_for_the_migration() {
+    const MIGRATION: &str = include_str!("../../../../schema/0010_write_operations.sql");
+    let world = World::up().await;
+    world.stack.postgres().sql(
+        "DROP FUNCTION claim_operations;
+         CREATE FUNCTION claim_operations(jsonb) RETURNS SETOF uuid LANGUAGE sql AS 'SELECT NULL::uuid'",
+    );
+    world.send(&newcomer(1, 101)).await;
+
+    let processor = world.processor("processor", &[]);
+    processor.wait_for_line("apply schema/*.sql", DEADLINE);
+    world.stack.postgres().sql(MIGRATION);
+    world.settle(1).await;
+
+    let completed = "SELECT count(*) FROM write_operations WHERE status = 'completed'";
+    assert_eq!(world.value(completed), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn outcomes_may_not_be_forgotten_before_their_messages() {
     let world = World::up().await;
     let mut config = world
