@@ -6,6 +6,9 @@ use daemon::telemetry;
 use gateway::Server;
 use gateway::config::Config;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     telemetry::init(config.log_format, "info");

@@ -6,6 +6,9 @@ use daemon::telemetry;
 use reader::Server;
 use reader::config::Config;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     telemetry::init(config.log_format, "info");
