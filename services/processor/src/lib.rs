@@ -4,7 +4,7 @@
 //! Invariant: idempotency check, row and outcome are one transaction; a message is acked after it,
 //! never before.
 //!
-//! A write travels through the files in this order: `queue` -> `gather` -> `command` -> `run` -> `statement` ->
+//! A write travels through the files in this order: `queue` -> `pull` -> `gather` -> `command` -> `run` -> `statement` ->
 //! `session`, led by `worker`; `sqlstate` decides what an error means, `strikes` which message takes
 //! everybody down.
 #![warn(missing_docs)]
@@ -17,6 +17,7 @@ pub mod strikes;
 pub mod table;
 
 pub mod gather;
+pub mod pull;
 pub mod queue;
 pub mod session;
 pub mod worker;

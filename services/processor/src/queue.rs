@@ -28,10 +28,8 @@ pub struct Error {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// A consumer and its history.
+/// A consumer's history.
 pub struct Taken {
-    /// Begins at the first write that is not acked.
-    pub consumer: PullConsumer,
     /// How often the first of them was there when somebody went down.
     pub strikes: Strikes,
     /// Writes that the one before had in flight.
@@ -109,13 +107,9 @@ pub async fn take(
         Err(error) => return Err(Error::new(format!("cannot read consumer {name}"), error)),
     }
     let config = config(schema, table, max_ack_pending, strikes);
-    let consumer = stream.create_consumer(config).await;
-    Ok(Taken {
-        consumer: consumer
-            .map_err(|error| Error::new(format!("cannot make consumer {name}"), error))?,
-        strikes,
-        in_flight,
-    })
+    let consumer: Result<PullConsumer, _> = stream.create_consumer(config).await;
+    consumer.map_err(|error| Error::new(format!("cannot make consumer {name}"), error))?;
+    Ok(Taken { strikes, in_flight })
 }
 
 /// Gives back what is in flight after an orderly end. Only for who has the table's lock.

@@ -11,20 +11,20 @@ use std::collections::HashSet;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::pull::MessagesError;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{Context, Message};
 use daemon::backoff::{self, Backoff};
 use daemon::nats;
 use daemon::postgres::PostgresOptions;
 use daemon::shutdown::Shutdown;
-use futures_util::Stream as Messages;
 use serde_json::json;
 use wire::command::{OperationError, WriteOp};
+use wire::names;
 
 use crate::command::Command;
-use crate::gather::{Batches, Full};
+use crate::gather::Batches;
 use crate::metrics::Metrics;
+use crate::pull::Pull;
 use crate::queue;
 use crate::session::{ApplyError, OpenError, Session};
 use crate::sqlstate::Class;
@@ -80,8 +80,6 @@ enum Interrupted {
     Postgres(#[from] tokio_postgres::Error),
     #[error("JetStream does not answer")]
     Queue(#[from] queue::Error),
-    #[error("the consumer ended")]
-    Messages(#[from] MessagesError),
     #[error("the connection ended")]
     Ended,
     #[error("NATS was away; its server may have forgotten acks")]
@@ -117,15 +115,11 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 const ASIDE_INTERVAL: Duration = Duration::from_millis(250);
 /// Writes waiting for parents before the table waits with them.
 const ASIDE_MAX: usize = 1000;
-/// Bytes of messages in one transaction, less the last one's.
-const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Bytes of messages fetched ahead.
-const FETCH_BYTES_MAX: usize = 8 << 20;
 
 impl Worker {
     /// A worker that has not begun.
     pub fn new(around: Surroundings, schema: String, table: String) -> Self {
-        let label = wire::names::table_path(&schema, &table);
+        let label = names::table_path(&schema, &table);
         Self {
             around,
             schema,
@@ -201,14 +195,9 @@ impl Worker {
             strikes,
             "active"
         );
-        let messages = taken
-            .consumer
-            .stream()
-            .max_messages_per_batch(self.around.limits.batch_max)
-            .max_bytes_per_batch(FETCH_BYTES_MAX)
-            .messages()
-            .await
-            .map_err(|error| queue::Error::new("cannot fetch".to_owned(), error))?;
+        let consumer = names::writer_consumer(&self.schema, &self.table);
+        let jetstream = self.around.jetstream.clone();
+        let messages = Pull::open(jetstream, names::STREAM_WRITES, &consumer).await?;
         let mut shift = Shift {
             session,
             table,
@@ -242,19 +231,12 @@ impl Shift<'_> {
     /// Ok: shutdown.
     async fn work(
         &mut self,
-        messages: impl Messages<Item = Result<Message, MessagesError>>,
+        messages: Pull,
         reconnected: impl Future<Output = ()>,
         shutdown: &Shutdown,
     ) -> Result<(), Interrupted> {
         let mut reconnected = pin!(reconnected);
-        let full = Full {
-            messages: self.worker.around.limits.batch_max,
-            bytes: BATCH_BYTES_MAX,
-            bytes_of: |message: &Result<Message, MessagesError>| {
-                message.as_ref().map_or(0, |message| message.length)
-            },
-        };
-        let mut batches = Batches::new(messages, full);
+        let mut batches = Batches::new(messages, self.worker.around.limits.batch_max);
         let mut again = tokio::time::interval(ASIDE_INTERVAL);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -269,7 +251,7 @@ impl Shift<'_> {
                 () = &mut reconnected => return Err(Interrupted::Reconnected),
                 _ = again.tick(), if !self.aside.is_empty() => None,
                 batch = batches.next(), if self.aside.len() < ASIDE_MAX => {
-                    Some(batch.ok_or(Interrupted::Ended)?)
+                    Some(batch?)
                 }
             };
             let entries = match batch {
@@ -282,17 +264,13 @@ impl Shift<'_> {
     }
 
     /// Reads messages; those that cannot be read are buried.
-    async fn read(
-        &mut self,
-        batch: Vec<Result<Message, MessagesError>>,
-    ) -> Result<Vec<Entry>, Interrupted> {
+    async fn read(&mut self, batch: Vec<Message>) -> Result<Vec<Entry>, Interrupted> {
         let mut entries = Vec::with_capacity(batch.len());
         for message in batch {
-            let message = message?;
             let traceparent = message
                 .headers
                 .as_ref()
-                .and_then(|headers| headers.get(wire::names::HEADER_TRACEPARENT))
+                .and_then(|headers| headers.get(names::HEADER_TRACEPARENT))
                 .map(async_nats::HeaderValue::as_str);
             let subject = message.subject.as_str();
             let command = Command::read(subject, &message.payload, traceparent, &self.table);
