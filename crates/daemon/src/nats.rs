@@ -296,6 +296,37 @@ pub fn reconnected(client: &Client) -> impl Future<Output = ()> + use<> {
 /// How often [`reconnected`] looks.
 pub const RECONNECTED_POLL: Duration = Duration::from_millis(500);
 
+/// The definition of the queue of writes: a full one refuses, and a command is in it until it is acked. The gateway and
+/// the processor make it, whoever comes first.
+pub fn write_queue(
+    name: &str,
+    subjects: &str,
+    messages_max: i64,
+    bytes_max: i64,
+) -> stream::Config {
+    stream::Config {
+        name: name.to_owned(),
+        subjects: vec![subjects.to_owned()],
+        retention: stream::RetentionPolicy::WorkQueue,
+        storage: stream::StorageType::File,
+        discard: stream::DiscardPolicy::New,
+        max_messages: messages_max,
+        max_bytes: bytes_max,
+        duplicate_window: WRITES_DUPLICATE_WINDOW,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}
+
+/// A repeat of a command is dropped within this: enough for a publish whose ack was lost. Later ones the gateway knows by
+/// their keys and the processor by their outcomes. Each id costs nats-server some 200 bytes of memory meanwhile: at 20,000
+/// writes a second 20 MB, and half a gigabyte within the two minutes that are its default.
+const WRITES_DUPLICATE_WINDOW: Duration = Duration::from_secs(5);
+/// Commands that the queue holds unless somebody says otherwise.
+pub const WRITES_MAX: u32 = 1_000_000;
+/// Bytes of commands that the queue holds unless somebody says otherwise.
+pub const WRITES_BYTES_MAX: u64 = 1 << 30;
+
 /// The definition of a KV bucket's stream: `create_stream(bucket("schemas", 10))` makes bucket `schemas` that keeps ten
 /// values of each key. async-nats' own `create_key_value` first asks for the account's limits and cannot read the answer
 /// of servers before 2.10.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use clap::Parser;
 use daemon::flags;
+use daemon::nats;
 use daemon::telemetry::LogFormat;
 use daemon::units;
 
@@ -37,7 +38,7 @@ pub struct Config {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     pub connections_max: u16,
     /// Messages that a new WRITES stream may hold.
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = nats::WRITES_MAX)]
     pub queue_messages_max: u32,
     /// Bytes that a new WRITES stream may hold.
     #[arg(long, default_value = "1GiB", value_parser = units::bytes)]

@@ -4,8 +4,9 @@
 //! id decides its fingerprint, on every replica and after every crash, because its key is in the log before the command is
 //! in the queue.
 //!
-//! Requests of one moment go together: while one message of keys is on its way, the next one gathers. Commands follow
-//! their keys at once, so the keys of the next message and the commands of this one are on their way together.
+//! Requests of one moment go together: while one message of keys is on its way, the next one gathers, for [`GATHER_MAX`]
+//! at most. Commands follow their keys at once, so the keys of the next message and the commands of this one are on their
+//! way together.
 //!
 //! A crash between the two leaves a remembered key without a command; the client, never answered, repeats, and the repeat
 //! is queued. No reconnect and no retry here: the client has both, and the key makes them safe.
@@ -31,13 +32,17 @@ pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// A write waits for its key and its command, and for those in front of it.
 const ACCEPT_TIMEOUT: Duration = ACK_TIMEOUT.saturating_mul(2);
 
+/// When nats-server pauses (its garbage collector: 5 to 10 ms), what comes meanwhile is sent all the same, and waits for
+/// one pause instead of two.
+const GATHER_MAX: Duration = Duration::from_millis(2);
+
 /// Accepts commands.
 #[derive(Debug)]
 pub struct Intake {
     /// Where commands go.
     pub queue: Arc<Queue>,
     /// Which were there before.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     places: Arc<Semaphore>,
     in_flight_max: usize,
     breaker: Mutex<Breaker>,
@@ -136,7 +141,7 @@ impl Intake {
         let (line, end) = mpsc::channel(in_flight_max);
         let intake = Self {
             queue: Arc::new(Queue::new(context.clone())),
-            keys: Keys::new(context, ACK_TIMEOUT, keys_max),
+            keys: Arc::new(Keys::new(context, ACK_TIMEOUT, keys_max)),
             places: Arc::new(Semaphore::new(in_flight_max)),
             in_flight_max,
             breaker: Mutex::default(),
@@ -270,51 +275,11 @@ impl Intake {
             // Who has gone needs no answer, and nothing of theirs was sent.
             waiting.retain(|waiting: &Waiting| !waiting.reply.is_closed());
             if !waiting.is_empty() {
-                self.work_on(std::mem::take(&mut waiting)).await;
+                let waiting = std::mem::take(&mut waiting);
+                let taken_in = take_in(self.keys.clone(), self.queue.clone(), waiting);
+                let _ = tokio::time::timeout(GATHER_MAX, tokio::spawn(taken_in)).await;
             }
         }
-    }
-
-    /// Returns when keys and commands are sent and the keys are acknowledged.
-    async fn work_on(&self, waiting: Vec<Waiting>) {
-        let records: Vec<_> = waiting
-            .iter()
-            .map(|waiting| waiting.record.clone())
-            .collect();
-        let sequence = match self.keys.append(&records).await {
-            Ok(sequence) => sequence,
-            Err(error) => {
-                let refused = unavailable(error);
-                for waiting in waiting {
-                    waiting.tell(Err(refused.clone()));
-                }
-                return;
-            }
-        };
-        let mut seen = HashSet::with_capacity(waiting.len());
-        let (first, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
-            let id = waiting.record.operation_id;
-            self.keys.first(&id) == Some(sequence) && seen.insert(id)
-        });
-        for waiting in others {
-            waiting.tell(Ok(Taken::NotFirst));
-        }
-        if first.is_empty() {
-            return;
-        }
-        let commands = first
-            .iter()
-            .map(|waiting| waiting.command.clone())
-            .collect();
-        let sent = self.queue.send(commands).await;
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
-            let outcomes = queue.confirm(sent).await;
-            for (waiting, outcome) in first.into_iter().zip(outcomes) {
-                let taken = outcome.map(|()| Taken::Queued);
-                waiting.tell(taken.map_err(|error| refusal(&queue, error)));
-            }
-        });
     }
 
     fn busy(&self) -> Refused {
@@ -326,6 +291,47 @@ impl Intake {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns when keys and commands are sent and the keys are acknowledged.
+async fn take_in(keys: Arc<Keys>, queue: Arc<Queue>, waiting: Vec<Waiting>) {
+    let records: Vec<_> = waiting
+        .iter()
+        .map(|waiting| waiting.record.clone())
+        .collect();
+    let sequence = match keys.append(&records).await {
+        Ok(sequence) => sequence,
+        Err(error) => {
+            let refused = unavailable(error);
+            for waiting in waiting {
+                waiting.tell(Err(refused.clone()));
+            }
+            return;
+        }
+    };
+    let mut seen = HashSet::with_capacity(waiting.len());
+    let (first, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
+        let id = waiting.record.operation_id;
+        keys.first(&id) == Some(sequence) && seen.insert(id)
+    });
+    for waiting in others {
+        waiting.tell(Ok(Taken::NotFirst));
+    }
+    if first.is_empty() {
+        return;
+    }
+    let commands = first
+        .iter()
+        .map(|waiting| waiting.command.clone())
+        .collect();
+    let sent = queue.send(commands).await;
+    tokio::spawn(async move {
+        let outcomes = queue.confirm(sent).await;
+        for (waiting, outcome) in first.into_iter().zip(outcomes) {
+            let taken = outcome.map(|()| Taken::Queued);
+            waiting.tell(taken.map_err(|error| refusal(&queue, error)));
+        }
+    });
 }
 
 impl Waiting {

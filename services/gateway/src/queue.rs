@@ -29,6 +29,7 @@ pub struct Queue {
     context: Context,
     backlog: Mutex<Backlog>,
     is_there: AtomicBool,
+    turn: tokio::sync::Mutex<()>,
     /// No chains before this.
     alone_until: Mutex<Option<Instant>>,
 }
@@ -91,6 +92,7 @@ impl Queue {
             context,
             backlog: Mutex::default(),
             is_there: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::default(),
             alone_until: Mutex::default(),
         }
     }
@@ -101,8 +103,10 @@ impl Queue {
         max == 0 || payload.len() + HEADERS_BYTES_MAX <= max
     }
 
-    /// Sends commands, in their order. Not to be called again before it is done.
+    /// Sends commands, in their order.
     pub async fn send(&self, commands: Vec<Queued>) -> Sent {
+        // Two at once would cut each other's chains.
+        let _turn = self.turn.lock().await;
         if commands.len() > 1
             && self.may_chain()
             && let Ok(ack) = self.send_chain(&commands).await

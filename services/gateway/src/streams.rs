@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, State, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, State, StorageType};
+use daemon::nats;
 use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS, WRITE_SUBJECTS};
 
-/// A repeat of a message is dropped within this. Enough for a publish whose ack was lost; the long memory are the keys,
-/// because the server's costs it some 200 bytes of RAM a message.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// A key is remembered for this long, unless more than `keys_max` come meanwhile.
 const KEYS_MAX_AGE: Duration = Duration::from_hours(24);
 
@@ -30,23 +28,14 @@ pub struct Limits {
 /// Makes the streams that are missing; existing ones keep their limits. The state of the queue.
 pub async fn ensure(context: &Context, limits: Limits) -> Result<State, CreateStreamError> {
     context.get_or_create_stream(keys(limits)).await?;
-    let queue = context.get_or_create_stream(writes(limits)).await?;
+    let queue = nats::write_queue(
+        STREAM_WRITES,
+        WRITE_SUBJECTS,
+        limits.queue_messages_max,
+        limits.queue_bytes_max,
+    );
+    let queue = context.get_or_create_stream(queue).await?;
     Ok(queue.cached_info().state.clone())
-}
-
-fn writes(limits: Limits) -> Config {
-    Config {
-        name: STREAM_WRITES.to_owned(),
-        subjects: vec![WRITE_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::WorkQueue,
-        storage: StorageType::File,
-        discard: DiscardPolicy::New,
-        max_messages: limits.queue_messages_max,
-        max_bytes: limits.queue_bytes_max,
-        duplicate_window: DUPLICATE_WINDOW,
-        allow_direct: true,
-        ..Config::default()
-    }
 }
 
 /// The log of keys; a full one drops its oldest messages. One message has a key at least, so no key is dropped before

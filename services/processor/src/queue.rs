@@ -11,10 +11,11 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, SequenceInfo, pull};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+    Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream,
 };
 use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
+use daemon::nats;
 use wire::names;
 
 use crate::strikes::Strikes;
@@ -39,21 +40,16 @@ pub struct Taken {
 /// Without an ack for this long the server delivers a message again. That is harmless (its outcome is
 /// recorded) and only costs time.
 const ACK_WAIT: Duration = Duration::from_mins(1);
-const WRITES_BYTES_MAX: i64 = 1 << 30;
 const DEAD_LETTERS_BYTES_MAX: i64 = 1 << 28;
 
 /// `WRITES`: what the gateway makes too, whoever comes first.
 pub async fn writes(jetstream: &Context) -> Result<Stream, Error> {
-    let config = Config {
-        name: names::STREAM_WRITES.to_owned(),
-        subjects: vec![names::WRITE_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::WorkQueue,
-        storage: StorageType::File,
-        discard: DiscardPolicy::New,
-        allow_direct: true,
-        max_bytes: WRITES_BYTES_MAX,
-        ..Config::default()
-    };
+    let config = nats::write_queue(
+        names::STREAM_WRITES,
+        names::WRITE_SUBJECTS,
+        nats::WRITES_MAX.into(),
+        nats::WRITES_BYTES_MAX as i64,
+    );
     stream(jetstream, config).await
 }
 
