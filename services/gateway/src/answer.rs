@@ -8,7 +8,8 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use wire::command::{OperationStatus, Status};
 
 use crate::Problem;
@@ -17,16 +18,25 @@ use crate::prefer;
 use crate::write::Refusal;
 
 /// 202: the write is in the queue.
-pub fn pending(operation_id: &str, accepted: &Accepted, entity_id: Option<String>) -> Response {
-    let mut body = json!({
-        "status": "pending",
-        "operationId": operation_id,
-        "acceptedAt": accepted.accepted_at,
-    });
-    if let Some(entity_id) = entity_id {
-        body["entityId"] = entity_id.into();
-    }
-    located(json_response(StatusCode::ACCEPTED, &body), operation_id)
+pub fn pending(operation_id: &str, accepted: &Accepted, entity_id: Option<&str>) -> Response {
+    let pending = Pending {
+        status: Status::Pending,
+        operation_id,
+        accepted_at: &accepted.accepted_at,
+        entity_id,
+    };
+    let body = serde_json::to_string(&pending).expect("plain text only");
+    located(json_text(StatusCode::ACCEPTED, body), operation_id)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pending<'a> {
+    status: Status,
+    operation_id: &'a str,
+    accepted_at: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entity_id: Option<&'a str>,
 }
 
 /// The outcome, to a client that waited for it: 200, or 422 when the write failed.
@@ -69,8 +79,12 @@ fn located(mut response: Response, operation_id: &str) -> Response {
 
 /// A JSON body.
 pub fn json_response(status: StatusCode, body: &Value) -> Response {
+    json_text(status, body.to_string())
+}
+
+fn json_text(status: StatusCode, body: String) -> Response {
     let content_type = HeaderValue::from_static("application/json");
-    (status, [(CONTENT_TYPE, content_type)], body.to_string()).into_response()
+    (status, [(CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// The write does not fit the table.

@@ -8,6 +8,8 @@
 //! at most. Commands follow their keys at once, so the keys of the next message and the commands of this one are on their
 //! way together.
 //!
+//! What only repeats need is awaited in a box: the future of a request is moved several times on its way through axum.
+//!
 //! A crash between the two leaves a remembered key without a command; the client, never answered, repeats, and the repeat
 //! is queued. No reconnect and no retry here: the client has both, and the key makes them safe.
 
@@ -207,7 +209,7 @@ impl Intake {
         for _ in 0..ATTEMPTS_MAX {
             if let Some(first) = self.known(&record).await? {
                 command.accepted_at = timestamp(first.accepted_at);
-                self.repeat(&command, traceparent).await?;
+                Box::pin(self.repeat(&command, traceparent)).await?;
                 return Ok(Accepted {
                     accepted_at: command.accepted_at,
                     is_repeat: true,
@@ -249,7 +251,7 @@ impl Intake {
         let Some(sequence) = self.keys.first(id) else {
             return Ok(None);
         };
-        let first = self.keys.record(id, sequence).await;
+        let first = Box::pin(self.keys.record(id, sequence)).await;
         match first.map_err(unavailable)? {
             Some(first) if first.fingerprint != record.fingerprint => Err(Refused::KeyReused),
             // None: forgotten in this moment. The command's message id and the processor still know it.

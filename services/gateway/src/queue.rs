@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
 use async_nats::connection::State;
 use async_nats::header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_MESSAGE_ID};
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use wire::names::HEADER_TRACEPARENT;
 
@@ -27,6 +27,7 @@ use crate::backlog::{Backlog, Sample};
 #[derive(Debug)]
 pub struct Queue {
     context: Context,
+    client: Client,
     backlog: Mutex<Backlog>,
     is_there: AtomicBool,
     turn: tokio::sync::Mutex<()>,
@@ -82,6 +83,8 @@ enum Acks {
 
 /// How long commands go one by one after a chain broke: another gateway is writing too.
 const ALONE: Duration = Duration::from_secs(1);
+/// A command of so many bytes is not asked for its size.
+const SMALL_BYTES_MAX: usize = 4096;
 /// Bytes of headers beside a command, at most.
 const HEADERS_BYTES_MAX: usize = 1024;
 
@@ -89,6 +92,7 @@ impl Queue {
     /// The queue behind a context whose timeout is that of acks.
     pub fn new(context: Context) -> Self {
         Self {
+            client: context.client(),
             context,
             backlog: Mutex::default(),
             is_there: AtomicBool::new(false),
@@ -99,8 +103,9 @@ impl Queue {
 
     /// Whether the server would take a command of this size.
     pub fn fits(&self, payload: &[u8]) -> bool {
-        let max = self.context.client().server_info().max_payload;
-        max == 0 || payload.len() + HEADERS_BYTES_MAX <= max
+        // The server's word is a copy of all it ever said; a small command fits everywhere.
+        payload.len() <= SMALL_BYTES_MAX
+            || payload.len() + HEADERS_BYTES_MAX <= self.client.server_info().max_payload
     }
 
     /// Sends commands, in their order.
@@ -163,7 +168,7 @@ impl Queue {
 
     /// Whether NATS is connected.
     pub fn is_connected(&self) -> bool {
-        self.context.client().connection_state() == State::Connected
+        self.client.connection_state() == State::Connected
     }
 
     /// When a queue that is full, or a gateway that is busy, is worth another try.
@@ -179,11 +184,10 @@ impl Queue {
 
     async fn send_chain(&self, commands: &[Queued]) -> Result<PublishAckFuture, PublishError> {
         let (last, others) = commands.split_last().expect("a chain has links");
-        let client = self.context.client();
         let mut previous = None;
         for command in others {
             let (subject, payload) = (command.subject.clone(), command.payload.clone());
-            client
+            self.client
                 .publish_with_headers(subject, headers(command, previous), payload)
                 .await
                 .map_err(|error| PublishError::with_source(PublishErrorKind::Other, error))?;

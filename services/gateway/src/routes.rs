@@ -156,7 +156,7 @@ impl Gateway {
 
         let wait = prefer::wait(&head.headers);
         let waiter = match wait {
-            Some(_) => self.outcomes.waiter(&operation_id.to_string()).await,
+            Some(_) => Box::pin(self.outcomes.waiter(&operation_id.to_string())).await,
             None => None,
         };
         let record = Record {
@@ -182,13 +182,13 @@ impl Gateway {
         };
 
         if let (Some(wait), Some(waiter)) = (wait, waiter)
-            && let Some(outcome) = self.outcome(waiter, &accepted, wait).await
+            && let Some(outcome) = Box::pin(self.outcome(waiter, &accepted, wait)).await
         {
             return Ok((counted, answer::finished(outcome, accepted, wait)));
         }
         Ok((
             counted,
-            answer::pending(&operation_id, &accepted, entity_id),
+            answer::pending(&operation_id, &accepted, entity_id.as_deref()),
         ))
     }
 
