@@ -40,6 +40,7 @@ pub struct Options {
     pub(crate) nats: Option<NatsVersion>,
     pub(crate) nats_nodes: usize,
     pub(crate) nats_config: Vec<String>,
+    pub(crate) nats_env: Vec<(String, String)>,
     pub(crate) jetstream_config: Vec<String>,
     pub(crate) nats_login_required: bool,
     pub(crate) redis: bool,
@@ -56,6 +57,7 @@ impl Default for Options {
             nats: Some(NatsVersion::Any),
             nats_nodes: 1,
             nats_config: Vec::new(),
+            nats_env: Vec::new(),
             jetstream_config: Vec::new(),
             nats_login_required: false,
             redis: false,
@@ -130,6 +132,13 @@ impl Options {
     #[must_use]
     pub fn nats_config(mut self, line: &str) -> Self {
         self.nats_config.push(line.to_owned());
+        self
+    }
+
+    /// A variable in the environment of nats-server, such as `GOGC`.
+    #[must_use]
+    pub fn nats_env(mut self, name: &str, value: &str) -> Self {
+        self.nats_env.push((name.to_owned(), value.to_owned()));
         self
     }
 

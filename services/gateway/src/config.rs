@@ -3,6 +3,7 @@
 //! In: the command line. Out: typed values. What must hold: without a key for tokens the gateway listens on loopback only.
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 
 use clap::Parser;
 use daemon::flags;
@@ -37,6 +38,9 @@ pub struct Config {
     /// Connections at a time; more wait to be accepted.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     pub connections_max: u16,
+    /// Threads that serve requests [default: half of the cores]. One takes some 40,000 writes a second.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
     /// Messages that a new WRITES stream may hold.
     #[arg(long, default_value_t = nats::WRITES_MAX)]
     pub queue_messages_max: u32,
@@ -79,6 +83,13 @@ impl Config {
             queue_bytes_max: i64::try_from(self.queue_bytes_max).unwrap_or(i64::MAX),
             keys_max: self.keys_max,
         }
+    }
+
+    /// Threads that serve requests. Who is woken on another core is woken late and at a price (2 of 25 us a write), and
+    /// nats-server and the processor want cores too.
+    pub fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or((cores / 2).max(1), usize::from)
     }
 
     /// Requests a second for each principal; None is no limit.

@@ -50,6 +50,7 @@ use daemon::nats::FirstConnect;
 use daemon::shutdown::Shutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use wire::names::{BUCKET_SCHEMAS, TABLE_WRITE_OPERATIONS};
 use wire::schema::Schema;
 use wire::{DecodeError, Message};
@@ -160,15 +161,23 @@ impl Server {
         } = self;
         let shutdown = gateway.shutdown.clone();
         let service = TowerToHyperService::new(routes::router(gateway.clone()));
-        // None of the others ever ends.
-        tokio::select! {
-            () = serve_connections(listener, service, connections_max, shutdown) => {}
-            () = gateway.schemas.follow(&context, BUCKET_SCHEMAS, read_schema) => {}
-            () = gateway.outcomes.follow(&gateway.client, &outcomes_subject) => {}
-            () = keep_streams(&context, limits, &gateway.intake.queue) => {}
-            () = gateway.intake.keys.follow() => {}
-            () = gateway.intake.work(line) => {}
-        }
+        // Each is a task of its own: one that waits for all would look at all of them whenever one has something to do.
+        // They end with this function.
+        let mut beside = JoinSet::new();
+        let (here, jetstream) = (gateway.clone(), context.clone());
+        beside.spawn(async move {
+            here.schemas
+                .follow(&jetstream, BUCKET_SCHEMAS, read_schema)
+                .await;
+        });
+        let here = gateway.clone();
+        beside.spawn(async move { here.outcomes.follow(&here.client, &outcomes_subject).await });
+        let here = gateway.clone();
+        beside.spawn(async move { keep_streams(&context, limits, &here.intake.queue).await });
+        let here = gateway.clone();
+        beside.spawn(async move { here.intake.keys.follow().await });
+        beside.spawn(async move { gateway.intake.work(line).await });
+        serve_connections(listener, service, connections_max, shutdown).await;
         tracing::info!("stopped");
     }
 }

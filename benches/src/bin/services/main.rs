@@ -29,12 +29,15 @@ struct Arguments {
     /// PostgreSQL waits for the disk, as in production
     #[arg(long)]
     fsync: bool,
+    /// GOGC of nats-server: as docker-compose.prod.yml sets it; 100 is what Go does by itself
+    #[arg(long, default_value_t = 300)]
+    gogc: u32,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse_from(stack::arguments());
-    let mut world = World::up(arguments.fsync).await?;
+    let mut world = World::up(arguments.fsync, arguments.gogc).await?;
     apply::run(&mut world, arguments.queued).await?;
     writes::run(&mut world, arguments.connections, arguments.seconds).await?;
     reads::run(&mut world, arguments.connections, arguments.seconds).await

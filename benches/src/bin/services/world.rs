@@ -23,13 +23,16 @@ const PACKAGES: [&str; 4] = ["bridge", "gateway", "processor", "reader"];
 const DEADLINE: Duration = Duration::from_mins(2);
 
 impl World {
-    pub async fn up(fsync: bool) -> anyhow::Result<Self> {
+    pub async fn up(fsync: bool, gogc: u32) -> anyhow::Result<Self> {
         let binaries = stack::build_binaries(&PACKAGES)?;
         let options = Options::default().schema(true).redis(true).fsync(fsync);
+        let options = options.nats_env("GOGC", &gogc.to_string());
         let stack = Stack::up(options.postgres_setting("max_wal_size", "8GB"))?;
         let (postgres, nats) = (stack.postgres().version(), stack.nats().version());
         let cores = std::thread::available_parallelism()?;
-        println!("PostgreSQL {postgres}, nats-server {nats}, {cores} cores, fsync {fsync}");
+        println!(
+            "PostgreSQL {postgres}, nats-server {nats} (GOGC {gogc}), {cores} cores, fsync {fsync}"
+        );
         let client = async_nats::connect(stack.nats().url()).await?;
         Ok(Self {
             running: Vec::new(),

@@ -104,11 +104,14 @@ impl Nats {
             &config,
             configuration(&name, &ports, routes, options, &directory),
         )?;
-        let program = Program::new(installation.program("nats-server"), home)
+        let mut program = Program::new(installation.program("nats-server"), home)
             .named(&name)
             .arg("-c")
             .arg(&config)
             .env("LD_LIBRARY_PATH", &installation.libraries);
+        for (name, value) in &options.nats_env {
+            program = program.env(name, value);
+        }
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.monitoring.number()));
         let ready = move || match http_get(addr, "/healthz") {
             Ok((200, _)) => Ok(()),
