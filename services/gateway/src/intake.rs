@@ -26,7 +26,7 @@ use wire::command::WriteCommand;
 use wire::names;
 
 use crate::breaker::Breaker;
-use crate::keys::{self, BATCH_MAX, Keys, Record};
+use crate::keys::{self, Keys, Record};
 use crate::queue::{self, Queue, Queued};
 
 /// JetStream must acknowledge within this.
@@ -134,6 +134,8 @@ pub enum Unavailable {
     Queue(#[source] queue::Error),
 }
 
+/// Writes taken in together, at most.
+const BATCH_MAX: usize = 256;
 /// A key that was taken and forgotten again this often is not tried further.
 const ATTEMPTS_MAX: usize = 3;
 
@@ -273,7 +275,11 @@ impl Intake {
     /// Takes in what waits, for ever.
     pub async fn work(&self, mut line: Line) {
         let mut waiting = Vec::new();
-        while line.recv_many(&mut waiting, BATCH_MAX).await != 0 {
+        loop {
+            let batch_max = Keys::batch_max(self.queue.payload_bytes_max()).min(BATCH_MAX);
+            if line.recv_many(&mut waiting, batch_max).await == 0 {
+                return;
+            }
             // Who has gone needs no answer, and nothing of theirs was sent.
             waiting.retain(|waiting: &Waiting| !waiting.reply.is_closed());
             if !waiting.is_empty() {

@@ -102,8 +102,8 @@ struct Shard {
 
 const SHARDS: usize = 128;
 const RECORD_BYTES: usize = 16 + 32 + 8;
-/// Keys in one message at most.
-pub const BATCH_MAX: usize = 256;
+/// Bytes of a message's headers, at most.
+const HEADERS_BYTES_MAX: usize = 128;
 /// Messages asked for at a time.
 const FETCH_MAX: usize = 1000;
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -142,7 +142,12 @@ impl Keys {
         self.index().get(operation_id)
     }
 
-    /// Appends at most [`BATCH_MAX`] records and reads the log up to them; their message. Which of them are first,
+    /// Records in a message of so many bytes, at least one.
+    pub fn batch_max(payload_bytes_max: usize) -> usize {
+        (payload_bytes_max.saturating_sub(HEADERS_BYTES_MAX) / RECORD_BYTES).max(1)
+    }
+
+    /// Appends records in one message and reads the log up to it; its sequence. Which of them are first,
     /// [`Keys::first`] knows then. An error: they may be in the log or not.
     pub async fn append(&self, records: &[Record]) -> Result<u64, Error> {
         let message = PublishMessage::build()

@@ -105,7 +105,12 @@ impl Queue {
     pub fn fits(&self, payload: &[u8]) -> bool {
         // The server's word is a copy of all it ever said; a small command fits everywhere.
         payload.len() <= SMALL_BYTES_MAX
-            || payload.len() + HEADERS_BYTES_MAX <= self.client.server_info().max_payload
+            || payload.len() + HEADERS_BYTES_MAX <= self.payload_bytes_max()
+    }
+
+    /// What the server takes in one message.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.client.server_info().max_payload
     }
 
     /// Sends commands, in their order.

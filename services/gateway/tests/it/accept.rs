@@ -1,9 +1,9 @@
 //! Accepting a write, and accepting it again.
 
 use serde_json::json;
-use stack::eventually_async;
+use stack::{Options, eventually_async};
 use wire::command::WriteOp;
-use wire::names::WRITE_KEYS;
+use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS};
 
 use crate::harness::{DEADLINE, World, new_id};
 
@@ -177,6 +177,48 @@ async fn writes_through_two_gateways_at_once_are_queued_once_each() {
     }
 
     assert_eq!(world.queued().await, 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicated_queue_takes_each_write_once_too() {
+    let world = World::with(Options::default().nats_nodes(3)).await;
+    let gateway = world.gateway(&[]).await;
+    for stream in [STREAM_WRITES, STREAM_WRITE_KEYS] {
+        let stream = world.context.get_stream(stream).await.unwrap();
+        let mut config = stream.cached_info().config.clone();
+        config.num_replicas = 3;
+        world.context.update_stream(config).await.unwrap();
+    }
+    let body = json!({"name": "Alice"});
+
+    eventually_async(DEADLINE, "100 writes at once are accepted", async || {
+        let keys: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+        let posts = keys.iter().map(|key| gateway.post("users", key, &body));
+        let answers = futures_util::future::join_all(posts).await;
+        // While the replicas elect their leaders nothing is.
+        match answers.iter().find(|answer| answer.status != 202) {
+            Some(answer) => Err(format!("{answer:?}")),
+            None => Ok(()),
+        }
+    })
+    .await;
+
+    assert_eq!(world.queued().await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_small_messages_only_takes_many_keys_too() {
+    let world = World::with(Options::default().nats_config("max_payload: 2KB")).await;
+    let gateway = world.gateway(&[]).await;
+    let body = json!({"name": "Alice"});
+
+    let keys: Vec<_> = (0..200).map(|number| number.to_string()).collect();
+    let posts = keys.iter().map(|key| gateway.post("users", key, &body));
+    for answer in futures_util::future::join_all(posts).await {
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+
+    assert_eq!(world.queued().await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

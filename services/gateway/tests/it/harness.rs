@@ -25,7 +25,11 @@ pub struct World {
 impl World {
     /// A nats-server whose bucket `schemas` holds the table `users`.
     pub async fn new() -> Self {
-        let stack = Stack::up(Options::default().without_postgres()).unwrap();
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let stack = Stack::up(options.without_postgres()).unwrap();
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = options
             .connect(stack.nats().addr().to_string())
