@@ -326,7 +326,7 @@ const WRITES_DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
 /// Commands that the queue holds unless somebody says otherwise.
 pub const WRITES_MAX: u32 = 1_000_000;
 /// Bytes of commands that the queue holds unless somebody says otherwise.
-pub const WRITES_BYTES_MAX: u64 = 1 << 30;
+pub const WRITES_BYTES_MAX: i64 = 1 << 30;
 
 /// The definition of a KV bucket's stream: `create_stream(bucket("schemas", 10))` makes bucket `schemas` that keeps ten
 /// values of each key. async-nats' own `create_key_value` first asks for the account's limits and cannot read the answer

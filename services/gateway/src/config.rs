@@ -129,6 +129,11 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_is_by_default_as_large_as_the_processor_makes_it() {
+        assert_eq!(config(&[]).limits().queue_bytes_max, nats::WRITES_BYTES_MAX);
+    }
+
+    #[test]
     fn the_outcomes_are_on_the_bridges_subjects() {
         let filter = |flags: &[&str]| config(flags).cdc_filter("write_operations");
 

@@ -47,13 +47,11 @@ pub struct Fingerprint(pub [u8; 32]);
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = String::with_capacity(64);
-        for byte in self.0 {
-            hex.push(DIGITS[usize::from(byte >> 4)].into());
-            hex.push(DIGITS[usize::from(byte & 15)].into());
+        let (halves, _) = self.0.as_chunks();
+        for half in halves {
+            write!(f, "{:032x}", u128::from_be_bytes(*half))?;
         }
-        f.write_str(&hex)
+        Ok(())
     }
 }
 
@@ -119,6 +117,16 @@ mod tests {
                 "{key:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_fingerprint_is_shown_digit_by_digit() {
+        let bytes = std::array::from_fn(|index| index as u8);
+
+        assert_eq!(
+            Fingerprint(bytes).to_string(),
+            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+        );
     }
 
     #[test]

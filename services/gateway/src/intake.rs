@@ -59,6 +59,12 @@ pub type Line = mpsc::Receiver<Waiting>;
 pub struct Waiting {
     record: Record,
     command: Queued,
+    answer: Answer,
+}
+
+/// Whoever waits for it.
+#[derive(Debug)]
+struct Answer {
     reply: oneshot::Sender<Result<Taken, Refused>>,
     /// Held until it is answered, even when nobody waits any more.
     #[expect(dead_code, reason = "dropping it is its use")]
@@ -225,8 +231,10 @@ impl Intake {
             let waiting = Waiting {
                 record: record.clone(),
                 command: queued,
-                reply,
-                place: place.clone(),
+                answer: Answer {
+                    reply,
+                    place: place.clone(),
+                },
             };
             self.line.try_send(waiting).map_err(|_| self.busy())?;
             match taken.await {
@@ -281,7 +289,7 @@ impl Intake {
                 return;
             }
             // Who has gone needs no answer, and nothing of theirs was sent.
-            waiting.retain(|waiting: &Waiting| !waiting.reply.is_closed());
+            waiting.retain(|waiting: &Waiting| !waiting.answer.reply.is_closed());
             if !waiting.is_empty() {
                 let waiting = std::mem::take(&mut waiting);
                 let taken_in = take_in(self.keys.clone(), self.queue.clone(), waiting);
@@ -303,47 +311,43 @@ impl Intake {
 
 /// Returns when keys and commands are sent and the keys are acknowledged.
 async fn take_in(keys: Arc<Keys>, queue: Arc<Queue>, waiting: Vec<Waiting>) {
-    let records: Vec<_> = waiting
-        .iter()
-        .map(|waiting| waiting.record.clone())
-        .collect();
-    let sequence = match keys.append(&records).await {
+    let records = waiting.iter().map(|waiting| &waiting.record);
+    let sequence = match keys.append(records).await {
         Ok(sequence) => sequence,
         Err(error) => {
             let refused = unavailable(error);
             for waiting in waiting {
-                waiting.tell(Err(refused.clone()));
+                waiting.answer.give(Err(refused.clone()));
             }
             return;
         }
     };
     let mut seen = HashSet::with_capacity(waiting.len());
-    let (first, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
+    let (mut commands, mut answers) = (Vec::new(), Vec::new());
+    for waiting in waiting {
         let id = waiting.record.operation_id;
-        keys.first(&id) == Some(sequence) && seen.insert(id)
-    });
-    for waiting in others {
-        waiting.tell(Ok(Taken::NotFirst));
+        if keys.first(&id) == Some(sequence) && seen.insert(id) {
+            commands.push(waiting.command);
+            answers.push(waiting.answer);
+        } else {
+            waiting.answer.give(Ok(Taken::NotFirst));
+        }
     }
-    if first.is_empty() {
+    if commands.is_empty() {
         return;
     }
-    let commands = first
-        .iter()
-        .map(|waiting| waiting.command.clone())
-        .collect();
     let sent = queue.send(commands).await;
     tokio::spawn(async move {
         let outcomes = queue.confirm(sent).await;
-        for (waiting, outcome) in first.into_iter().zip(outcomes) {
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
             let taken = outcome.map(|()| Taken::Queued);
-            waiting.tell(taken.map_err(|error| refusal(&queue, error)));
+            answer.give(taken.map_err(|error| refusal(&queue, error)));
         }
     });
 }
 
-impl Waiting {
-    fn tell(self, taken: Result<Taken, Refused>) {
+impl Answer {
+    fn give(self, taken: Result<Taken, Refused>) {
         // Who has gone needs no answer.
         let _ = self.reply.send(taken);
     }

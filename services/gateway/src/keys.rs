@@ -87,6 +87,8 @@ struct Progress {
 struct Index {
     /// Apart, because a map that grows moves all it has: 460,000 keys in one held every request up for 100 ms.
     shards: Vec<Shard>,
+    /// Keys in a young generation.
+    young_max: usize,
     hasher: RandomState,
     /// The last message that was read, to know the log again.
     newest: Option<(u64, Bytes)>,
@@ -97,7 +99,6 @@ struct Index {
 struct Shard {
     young: HashMap<Uuid, u64>,
     old: HashMap<Uuid, u64>,
-    young_max: usize,
 }
 
 const SHARDS: usize = 128;
@@ -128,13 +129,8 @@ impl Keys {
     }
 
     /// How many are remembered.
-    pub fn len(&self) -> usize {
-        self.index().len()
-    }
-
-    /// Whether none is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub fn count(&self) -> usize {
+        self.index().count()
     }
 
     /// The message with the first record of a key, as far as the log was read.
@@ -149,7 +145,7 @@ impl Keys {
 
     /// Appends records in one message and reads the log up to it; its sequence. Which of them are first,
     /// [`Keys::first`] knows then. An error: they may be in the log or not.
-    pub async fn append(&self, records: &[Record]) -> Result<u64, Error> {
+    pub async fn append(&self, records: impl IntoIterator<Item = &Record>) -> Result<u64, Error> {
         let message = PublishMessage::build()
             .payload(encode(records).into())
             .expected_stream(STREAM_WRITE_KEYS);
@@ -216,7 +212,7 @@ impl Keys {
         let mut previous = None;
         loop {
             if self.progress.borrow().sequence >= last && !self.is_whole() {
-                tracing::info!(keys = self.len(), "the idempotency keys are read");
+                tracing::info!(keys = self.count(), "the idempotency keys are read");
                 self.progress
                     .send_modify(|progress| progress.is_whole = true);
             }
@@ -285,12 +281,11 @@ impl Keys {
 
 impl Index {
     fn new(keys_max: usize) -> Self {
-        let shard = || Shard {
-            young_max: keys_max.div_ceil(2 * SHARDS),
-            ..Shard::default()
-        };
         Self {
-            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            shards: std::iter::repeat_with(Shard::default)
+                .take(SHARDS)
+                .collect(),
+            young_max: keys_max.div_ceil(2 * SHARDS),
             hasher: RandomState::new(),
             newest: None,
         }
@@ -309,7 +304,7 @@ impl Index {
         if shard.old.contains_key(&operation_id) {
             return;
         }
-        if shard.young_max <= shard.young.len() {
+        if self.young_max <= shard.young.len() {
             shard.old = std::mem::take(&mut shard.young);
         }
         shard.young.entry(operation_id).or_insert(sequence);
@@ -326,15 +321,15 @@ impl Index {
     }
 
     fn clear(&mut self) {
-        for shard in &mut self.shards {
-            (shard.young, shard.old) = Default::default();
-        }
+        self.shards.fill_with(Shard::default);
         self.newest = None;
     }
 
-    fn len(&self) -> usize {
-        let lens = self.shards.iter();
-        lens.map(|shard| shard.young.len() + shard.old.len()).sum()
+    fn count(&self) -> usize {
+        let counts = self.shards.iter();
+        counts
+            .map(|shard| shard.young.len() + shard.old.len())
+            .sum()
     }
 
     /// Not the id's own bits: clients choose them.
@@ -344,8 +339,8 @@ impl Index {
 }
 
 /// Id, fingerprint and microseconds since 1970, big-endian, one record behind the other.
-fn encode(records: &[Record]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES);
+fn encode<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<u8> {
+    let mut bytes = Vec::new();
     for record in records {
         let accepted_us = record.accepted_at.unix_timestamp_nanos() / 1000;
         bytes.extend_from_slice(record.operation_id.as_bytes());
@@ -405,7 +400,11 @@ mod tests {
         let index = keys(100_000, &records);
 
         // Shards are not all full at the same time.
-        assert!((50_000..=100_128).contains(&index.len()), "{}", index.len());
+        assert!(
+            (50_000..=100_128).contains(&index.count()),
+            "{}",
+            index.count()
+        );
         assert!((465_000..500_000).all(|key| first(&index, key).is_some()));
         assert_eq!(first(&index, 0), None);
     }

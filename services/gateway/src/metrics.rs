@@ -83,7 +83,7 @@ impl Metrics {
         self.breaker_open
             .set((intake.breaker_name() != "closed").into());
         self.connected.set(intake.queue.is_connected().into());
-        self.keys.set(intake.keys.len() as i64);
+        self.keys.set(intake.keys.count() as i64);
         self.backlog.set(messages as i64);
         self.drained.set(drained_per_s);
         metrics::text(&self.registry)

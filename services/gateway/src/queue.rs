@@ -103,7 +103,7 @@ impl Queue {
 
     /// Whether the server would take a command of this size.
     pub fn fits(&self, payload: &[u8]) -> bool {
-        // The server's word is a copy of all it ever said; a small command fits everywhere.
+        // The server's word is a copy of all it ever said. Where it takes less than this, it refuses the publish.
         payload.len() <= SMALL_BYTES_MAX
             || payload.len() + HEADERS_BYTES_MAX <= self.payload_bytes_max()
     }

@@ -72,7 +72,7 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let intake = &gateway.intake;
     let queue = &intake.queue;
     let (backlog, drained_per_s) = queue.backlog_size();
-    let keys = intake.keys.is_whole().then(|| intake.keys.len());
+    let keys = intake.keys.is_whole().then(|| intake.keys.count());
     let tables = gateway.schemas.values().map(|tables| tables.len());
     let is_ok = queue.is_connected()
         && queue.is_there()

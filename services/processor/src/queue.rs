@@ -48,7 +48,7 @@ pub async fn writes(jetstream: &Context) -> Result<Stream, Error> {
         names::STREAM_WRITES,
         names::WRITE_SUBJECTS,
         nats::WRITES_MAX.into(),
-        nats::WRITES_BYTES_MAX as i64,
+        nats::WRITES_BYTES_MAX,
     );
     stream(jetstream, config).await
 }
