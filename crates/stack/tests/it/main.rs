@@ -1,5 +1,6 @@
 //! The stack against itself: every handle that other crates' tests lean on.
 
+mod demo;
 mod install;
 mod nats;
 mod postgres;
