@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull;
-use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use daemon::nats;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use wire::Message;
@@ -75,13 +75,13 @@ fn command(number: u64) -> WriteCommand {
 }
 
 async fn fill(world: &World, first: u64, count: u64) -> anyhow::Result<()> {
-    let config = Config {
-        name: names::STREAM_WRITES.to_owned(),
-        subjects: vec![names::WRITE_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::WorkQueue,
-        allow_direct: true,
-        ..Config::default()
-    };
+    // As the gateway and the processor make it, who come later.
+    let config = nats::write_queue(
+        names::STREAM_WRITES,
+        names::WRITE_SUBJECTS,
+        nats::WRITES_MAX.into(),
+        nats::WRITES_BYTES_MAX,
+    );
     world.jetstream.get_or_create_stream(config).await?;
     let mut acks = VecDeque::new();
     for number in first..first + count {

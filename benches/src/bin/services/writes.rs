@@ -54,13 +54,15 @@ pub async fn run(world: &mut World, connections: usize, seconds: u64) -> anyhow:
         rate: Some((accepted / 2.0).min(HALF_OF_TARGET)),
         ..full
     };
+    let before = world.used();
     let outcome = half.run(next, request).await?;
     let latency = |part| outcome.quantile(part);
     println!(
-        "at half, {:.0}/s:   p50 {:.2} ms, p99 {:.2} ms",
+        "at half, {:.0}/s:   p50 {:.2} ms, p99 {:.2} ms   {}",
         outcome.rate(),
         latency(0.5),
-        latency(0.99)
+        latency(0.99),
+        world.cost(&before, outcome.good)
     );
     world.drained().await?;
     world.stop("gateway");
