@@ -51,7 +51,7 @@ pub fn document(tables: &Values<Schema>, needs_token: bool) -> Value {
 
 fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
     let path = names::table_path(schema.namespace(), &schema.table);
-    let name = component_name(&schema.schema);
+    let name = component_name(schema.namespace(), &schema.table);
     if is_granted(schema, Privilege::Insert) {
         let component = Offer::New.component(&name);
         schemas.insert(component.clone(), body(schema, Offer::New));

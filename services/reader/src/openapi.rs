@@ -39,7 +39,7 @@ pub fn document(tables: &Tables, needs_token: bool) -> Value {
 
 fn describe(schema: &Schema, paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
     let path = names::table_path(schema.namespace(), &schema.table);
-    let name = component_name(&schema.schema);
+    let name = component_name(schema.namespace(), &schema.table);
     let columns = readable(schema);
     let properties: Map<String, Value> = columns
         .iter()
