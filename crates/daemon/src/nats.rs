@@ -322,7 +322,7 @@ pub fn write_queue(
 /// their keys and the processor by their outcomes. Each id costs nats-server some 200 bytes meanwhile, through which its
 /// garbage collector walks: of 20,000 writes a second 16 MB in two windows, and half a gigabyte in those of two minutes
 /// that are its default.
-const WRITES_DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
+pub const WRITES_DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
 /// Commands that the queue holds unless somebody says otherwise.
 pub const WRITES_MAX: u32 = 1_000_000;
 /// Bytes of commands that the queue holds unless somebody says otherwise.

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::kv::Entry;
-use async_nats::jetstream::stream::State;
+use async_nats::jetstream::stream::Info;
 use daemon::backoff::{self, Backoff};
 use daemon::bucket::Bucket;
 use daemon::http::{ListenError, listen, serve_connections};
@@ -189,18 +189,17 @@ fn read_schema(entry: &Entry) -> Result<Schema, DecodeError> {
 /// Looks at the streams every second and makes the missing ones.
 async fn keep_streams(context: &Context, limits: Limits, queue: &Queue) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut is_seen = false;
     loop {
         let pause = match streams::ensure(context, limits).await {
-            Ok(State {
-                messages,
-                last_sequence,
-                ..
-            }) => {
-                let at = Instant::now();
+            Ok(Info { config, state, .. }) => {
+                if !std::mem::replace(&mut is_seen, true) {
+                    streams::warn_of_long_memory(&config);
+                }
                 queue.observed(Some(Sample {
-                    at,
-                    messages,
-                    last_sequence,
+                    at: Instant::now(),
+                    messages: state.messages,
+                    last_sequence: state.last_sequence,
                 }));
                 backoff.reset();
                 OBSERVE_EVERY

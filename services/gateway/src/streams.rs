@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::CreateStreamError;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, State, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType};
 use daemon::nats;
 use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS, WRITE_SUBJECTS};
 
@@ -25,8 +25,8 @@ pub struct Limits {
     pub keys_max: u32,
 }
 
-/// Makes the streams that are missing; existing ones keep their limits. The state of the queue.
-pub async fn ensure(context: &Context, limits: Limits) -> Result<State, CreateStreamError> {
+/// Makes the streams that are missing; existing ones keep their limits. What is to say of the queue.
+pub async fn ensure(context: &Context, limits: Limits) -> Result<Info, CreateStreamError> {
     context.get_or_create_stream(keys(limits)).await?;
     let queue = nats::write_queue(
         STREAM_WRITES,
@@ -35,7 +35,20 @@ pub async fn ensure(context: &Context, limits: Limits) -> Result<State, CreateSt
         limits.queue_bytes_max,
     );
     let queue = context.get_or_create_stream(queue).await?;
-    Ok(queue.cached_info().state.clone())
+    Ok(queue.cached_info().clone())
+}
+
+/// Says so when somebody else made the queue, and it remembers message ids for longer than any repeat takes.
+pub fn warn_of_long_memory(queue: &Config) {
+    let enough = nats::WRITES_DUPLICATE_WINDOW;
+    if enough < queue.duplicate_window {
+        tracing::warn!(
+            duplicate_window_s = queue.duplicate_window.as_secs(),
+            "{STREAM_WRITES} remembers message ids for longer than it must, which costs nats-server memory and pauses \
+             under load; nats stream edit {STREAM_WRITES} --dupe-window={}s",
+            enough.as_secs()
+        );
+    }
 }
 
 /// The log of keys; a full one drops its oldest messages. One message has a key at least, so no key is dropped before

@@ -1,9 +1,11 @@
 //! Accepting a write, and accepting it again.
 
+use std::time::Duration;
+
 use serde_json::json;
 use stack::{Options, eventually_async};
 use wire::command::WriteOp;
-use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS};
+use wire::names::{STREAM_WRITE_KEYS, STREAM_WRITES, WRITE_KEYS, WRITE_SUBJECTS};
 
 use crate::harness::{DEADLINE, World, new_id};
 
@@ -204,6 +206,21 @@ async fn a_replicated_queue_takes_each_write_once_too() {
     .await;
 
     assert_eq!(world.queued().await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_remembers_ids_for_long_is_kept_and_told_of() {
+    let world = World::new().await;
+    let mut config = daemon::nats::write_queue(STREAM_WRITES, WRITE_SUBJECTS, 1000, 1 << 20);
+    config.duplicate_window = Duration::from_mins(2);
+    world.context.create_stream(&config).await.unwrap();
+
+    let gateway = world.gateway(&[]).await;
+
+    let line = gateway.process.wait_for_line("--dupe-window=2s", DEADLINE);
+    assert!(line.contains("duplicate_window_s=120"), "{line}");
+    let kept = world.writes().await.cached_info().config.clone();
+    assert_eq!(kept.duplicate_window, config.duplicate_window);
 }
 
 #[tokio::test(flavor = "multi_thread")]
