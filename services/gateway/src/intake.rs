@@ -322,8 +322,9 @@ async fn take_in(keys: Arc<Keys>, queue: Arc<Queue>, waiting: Vec<Waiting>) {
             return;
         }
     };
-    let mut seen = HashSet::with_capacity(waiting.len());
-    let (mut commands, mut answers) = (Vec::new(), Vec::new());
+    let count = waiting.len();
+    let mut seen = HashSet::with_capacity(count);
+    let (mut commands, mut answers) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for waiting in waiting {
         let id = waiting.record.operation_id;
         if keys.first(&id) == Some(sequence) && seen.insert(id) {

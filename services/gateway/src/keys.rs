@@ -340,7 +340,8 @@ impl Index {
 
 /// Id, fingerprint and microseconds since 1970, big-endian, one record behind the other.
 fn encode<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let records = records.into_iter();
+    let mut bytes = Vec::with_capacity(records.size_hint().0 * RECORD_BYTES);
     for record in records {
         let accepted_us = record.accepted_at.unix_timestamp_nanos() / 1000;
         bytes.extend_from_slice(record.operation_id.as_bytes());
