@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::Config;
 use async_nats::jetstream::{self, Context};
+use daemon::nats;
 use serde_json::{Value, json};
 use stack::{Options, Process, Stack, eventually_async};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -48,7 +49,7 @@ impl World {
         stack.postgres().sql(TABLES);
         let client = async_nats::connect(stack.nats().url()).await.unwrap();
         let jetstream = jetstream::new(client);
-        let bucket = daemon::nats::bucket(names::BUCKET_SCHEMAS, 10);
+        let bucket = nats::bucket(names::BUCKET_SCHEMAS, 10);
         jetstream.create_stream(bucket).await.unwrap();
         let cdc = Config {
             name: names::STREAM_CDC.to_owned(),
@@ -56,14 +57,13 @@ impl World {
             ..Config::default()
         };
         jetstream.create_stream(cdc).await.unwrap();
-        let writes = Config {
-            name: names::STREAM_WRITES.to_owned(),
-            subjects: vec![names::WRITE_SUBJECTS.to_owned()],
-            ..Config::default()
-        };
+        let writes = nats::write_queue(
+            names::STREAM_WRITES,
+            names::WRITE_SUBJECTS,
+            nats::WRITES_MAX.into(),
+            nats::WRITES_BYTES_MAX,
+        );
         jetstream.create_stream(writes).await.unwrap();
-        let operations = daemon::nats::bucket("operations", 1);
-        jetstream.create_stream(operations).await.unwrap();
         let world = Self {
             stack,
             jetstream,
