@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgGroup, Parser, ValueEnum};
 use regex_lite::Regex;
 
 /// Boots PostgreSQL and nats-server, runs the bridge over known loads, and prints what it did beside
 /// what the machine can do at most.
 #[derive(Debug, Parser)]
 #[command(name = "bench-e2e")]
+#[command(group(ArgGroup::new("peer_count").args(["peer_metric", "peer_stream"]).multiple(true)))]
 pub struct Arguments {
     /// What to measure [default: all]
     #[arg(value_enum)]
@@ -49,9 +50,10 @@ pub struct Arguments {
     pub variant: Vec<Variant>,
     /// Another program to drain the same backlog, run by `sh -c`. {pg_host} {pg_port} {pg_user}
     /// {pg_password} {pg_database} {pg_url} {nats_url} {slot} {publication} {port} are filled in
-    #[arg(long, value_name = "COMMAND", requires = "peer_metric")]
+    #[arg(long, value_name = "COMMAND", requires = "peer_count")]
     pub peer: Option<String>,
     /// Its count of events done: the first group of the last match, in what it prints or serves
+    /// [default: the messages in its streams]
     #[arg(long, value_name = "REGEX")]
     pub peer_metric: Option<Regex>,
     /// Where it serves its metrics, such as http://127.0.0.1:{port}/metrics [default: what it prints]

@@ -13,7 +13,7 @@ use stack::Process;
 use crate::arguments::Arguments;
 use crate::drain::{megabytes, until};
 use crate::load::Load;
-use crate::report::{NATS_CPU, OWN_CPU, PEAK_RSS, RATE, Report};
+use crate::report::{FIRST_EVENT, NATS_CPU, OWN_CPU, PEAK_RSS, RATE, Report, STORED_BYTES};
 use crate::usage::{self, Meter};
 use crate::world::World;
 
@@ -27,7 +27,7 @@ pub fn drain(
     scenario: &str,
     load: &Load<'_>,
 ) -> anyhow::Result<()> {
-    let (Some(command), Some(metric)) = (&arguments.peer, &arguments.peer_metric) else {
+    let Some(command) = &arguments.peer else {
         return Ok(());
     };
     let slot = world.copy_slot(&load.name)?;
@@ -42,7 +42,13 @@ pub fn drain(
         world.create_stream(name, subject)?;
         streams.push(name);
     }
+    let metrics_url = arguments.peer_metrics_url.as_deref().map(fill);
+    let done = |process: &Process| match &arguments.peer_metric {
+        Some(metric) => counted(process, metrics_url.as_deref(), metric),
+        None => streams.iter().map(|stream| world.messages(stream)).sum(),
+    };
     let mut nats = Meter::start(world.nats_pid()?);
+    let mut first_event = None;
     let started = Instant::now();
     let process = world
         .stack
@@ -55,8 +61,11 @@ pub fn drain(
         if let Some(status) = process.exit_status() {
             bail!("the peer ended ({status})\n{}", process.log_tail());
         }
-        let url = arguments.peer_metrics_url.as_deref().map(fill);
-        Ok(count(&process, url.as_deref(), metric) >= load.events)
+        let done = done(&process);
+        if done > 0 {
+            first_event.get_or_insert_with(|| started.elapsed());
+        }
+        Ok(done >= load.events)
     })?;
     let elapsed = started.elapsed().as_secs_f64();
     report.add(scenario, PEER, RATE, load.events as f64 / elapsed);
@@ -73,15 +82,25 @@ pub fn drain(
         NATS_CPU,
         usage::us_each(nats.read(), load.events),
     );
+    let first_event = first_event.unwrap_or_default().as_secs_f64();
+    report.add(scenario, PEER, FIRST_EVENT, first_event);
     let peak = usage::peak_rss(process.pid()).unwrap_or_default();
     report.add(scenario, PEER, PEAK_RSS, megabytes(peak));
+    let stored = streams.iter().map(|stream| world.stream(stream));
+    let stored: u64 = stored
+        .map(|state| Ok(state?.bytes))
+        .sum::<anyhow::Result<u64>>()?;
+    if stored > 0 {
+        let each = stored as f64 / load.events as f64;
+        report.add(scenario, PEER, STORED_BYTES, each);
+    }
     process.kill();
     world.delete_streams(&streams);
     Ok(())
 }
 
 /// 0 while it says nothing.
-fn count(process: &Process, url: Option<&str>, metric: &Regex) -> u64 {
+fn counted(process: &Process, url: Option<&str>, metric: &Regex) -> u64 {
     let text = match url {
         None => process.stdout() + &process.stderr(),
         Some(url) => fetch(url).unwrap_or_default(),
