@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use run::{Bridges, Plan};
-use stack::NatsVersion;
+use stack::{NatsVersion, PostgresVersion};
 
 #[derive(Parser)]
 struct Arguments {
@@ -28,6 +28,11 @@ struct Arguments {
     seconds: u64,
     #[arg(long, value_enum, default_value = "2.9")]
     nats: Server,
+    #[arg(long, value_enum, default_value = "15")]
+    postgres: Database,
+    /// PostgreSQL waits for the disk
+    #[arg(long)]
+    fsync: bool,
     /// Three nats-servers, three replicas, and the leader is hit most
     #[arg(long)]
     cluster: bool,
@@ -61,6 +66,17 @@ enum Server {
     V2_15,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Database {
+    /// That of the system
+    #[value(name = "15")]
+    V15,
+    #[value(name = "17")]
+    V17,
+    #[value(name = "18")]
+    V18,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut failed = Vec::new();
@@ -73,6 +89,12 @@ fn main() -> ExitCode {
                 Server::V2_14 => NatsVersion::V2_14,
                 Server::V2_15 => NatsVersion::V2_15,
             },
+            postgres: match arguments.postgres {
+                Database::V15 => PostgresVersion::Any,
+                Database::V17 => PostgresVersion::V17,
+                Database::V18 => PostgresVersion::V18,
+            },
+            fsync: arguments.fsync,
             is_cluster: arguments.cluster,
             bridges: arguments.bridges,
             mode: arguments.mode.clone(),

@@ -6,13 +6,15 @@ mod run;
 use std::time::Duration;
 
 use run::{Bridges, Plan};
-use stack::NatsVersion;
+use stack::{NatsVersion, PostgresVersion};
 
 fn plan(seed: u64) -> Plan {
     Plan {
         seed,
         time: Duration::from_secs(15),
         nats: NatsVersion::Any,
+        postgres: PostgresVersion::Any,
+        fsync: false,
         is_cluster: false,
         bridges: Bridges::One,
         mode: "auto".to_owned(),

@@ -13,7 +13,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use stack::NatsVersion;
+use stack::{NatsVersion, PostgresVersion};
 
 use dice::Dice;
 use faults::Faults;
@@ -27,6 +27,9 @@ pub struct Plan {
     pub seed: u64,
     pub time: Duration,
     pub nats: NatsVersion,
+    pub postgres: PostgresVersion,
+    /// PostgreSQL waits for the disk.
+    pub fsync: bool,
     /// Three nats-servers and three replicas of everything.
     pub is_cluster: bool,
     pub bridges: Bridges,

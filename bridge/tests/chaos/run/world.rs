@@ -72,6 +72,8 @@ impl World {
     pub fn new(plan: &Plan) -> Self {
         let options = Options::default()
             .nats(plan.nats)
+            .postgres(plan.postgres)
+            .fsync(plan.fsync)
             .nats_nodes(if plan.is_cluster { 3 } else { 1 });
         let stack = Stack::up(options).expect("the servers start");
         stack.postgres().sql(
