@@ -3,8 +3,11 @@
 //! In: a job, two connections. Out: the open transaction's plan and joint.
 //! Invariant: the lock is older than what the transaction sees, and the marker is younger; so nothing
 //! can alter the table in between, and every commit the transaction sees is before the marker.
+//!
+//! A source that is far behind is waited for before the table is locked: DDL would wait for the lock, and every writer of
+//! the table behind the DDL.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use wire::snapshot::ErrorCode;
@@ -19,8 +22,10 @@ use crate::catalog::Catalog;
 
 /// How long the table may be locked by others before the snapshot is refused.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How far the source may be behind: the snapshot's transaction stays open for so long.
+/// How far the source may be behind.
 const MARKER_TIMEOUT: Duration = Duration::from_mins(5);
+/// A source so little behind is as near as it gets.
+const NEAR: Duration = Duration::from_secs(5);
 /// A snapshot is taken again at most so often; each time a commit needs to become visible.
 const ATTEMPTS_MAX: u32 = 120;
 const ATTEMPT_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -48,17 +53,14 @@ pub async fn join(
     let publications = &settings.publications;
     let patience = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
     client.batch_execute(&patience).await?;
+    catch_up(settings, beside, job).await?;
     let target = plan::find(client, &job.schema, &job.table, publications).await?;
     let plan = target.plan(client, &job.options).await?;
     for attempt in 0..ATTEMPTS_MAX {
         // PostgreSQL: the transaction's snapshot is taken by its first query; neither SET nor LOCK is one.
         client.batch_execute(BEGIN).await?;
         client.batch_execute(&plan.lock).await?;
-        let row = client
-            .query_one("SELECT pg_current_snapshot()::text", &[])
-            .await?;
-        let visibility = Visibility::parse(row.get(0))
-            .map_err(|error| Failure::unavailable(error.to_string()))?;
+        let visibility = visible_to(client).await?;
         let now = plan::find(client, &job.schema, &job.table, publications)
             .await
             .map_err(|failure| match failure.code {
@@ -86,6 +88,28 @@ pub async fn join(
     Err(Failure::unavailable(
         "transactions that committed before the bridge started do not become visible",
     ))
+}
+
+/// Waits until the source is near the end of WAL, or keeps a distance for as long as it may have one.
+async fn catch_up(settings: &Settings, beside: &mut Catalog, job: &Job) -> Result<(), Failure> {
+    let began = Instant::now();
+    for attempt in 0.. {
+        let written = Instant::now();
+        let visibility = visible_to(beside.client().await?).await?;
+        let id = format!("{}/behind/{attempt}", job.snapshot_id);
+        marker(settings, beside, &id, visibility).await?;
+        if written.elapsed() < NEAR || MARKER_TIMEOUT < began.elapsed() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the session's transaction sees.
+async fn visible_to(client: &Client) -> Result<Visibility, Failure> {
+    let sql = "SELECT pg_current_snapshot()::text";
+    let row = client.query_one(sql, &[]).await?;
+    Visibility::parse(row.get(0)).map_err(|error| Failure::unavailable(error.to_string()))
 }
 
 /// Writes a marker behind the snapshot and waits until the source has read it.

@@ -382,6 +382,29 @@ async fn neither_where_listing_tables_waits_for_locks() {
 }
 
 #[tokio::test]
+async fn a_bridge_that_is_behind_catches_up_before_it_locks_the_table() {
+    let world = World::new(SETUP, &[]).await;
+    let postgres = world.stack.postgres();
+    let walsender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'cdc_slot'";
+    let walsender = postgres.value(walsender).parse().unwrap();
+    postgres.pause_backend(walsender);
+    let id = world.accepted("users", "").await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_logical_emit_message%' \
+        AND state = 'idle'";
+    eventually_async(DEADLINE, "a marker that is not read", async || {
+        postgres.value(waits) == "1"
+    })
+    .await;
+
+    world.sql("SET lock_timeout = '1s'; ALTER TABLE users ADD COLUMN age int DEFAULT 7");
+
+    postgres.resume_backend(walsender);
+    let loaded = world.load("users", &id).await;
+    assert_eq!(loaded.rows.len(), 2500);
+    assert_eq!(loaded.rows[0].0.len(), 4, "{:?}", loaded.rows[0]);
+}
+
+#[tokio::test]
 async fn a_bridge_answers_for_its_own_tables_and_all_for_what_nobody_has() {
     let setup = "CREATE TABLE users (id int PRIMARY KEY);; CREATE TABLE orders (id int PRIMARY KEY);; \
         CREATE TABLE other (id int PRIMARY KEY);; INSERT INTO orders VALUES (1);; \

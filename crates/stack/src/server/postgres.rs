@@ -21,7 +21,7 @@ use crate::home::Home;
 use crate::options::Options;
 use crate::port::Port;
 use crate::program::{Program, User};
-use crate::{Error, install, workspace};
+use crate::{Error, install, signal, workspace};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -200,6 +200,16 @@ impl Postgres {
         first
             .flatten()
             .unwrap_or_else(|| panic!("no value from: {text}"))
+    }
+
+    /// SIGSTOP to one backend, such as a walsender: its client waits, nobody else does.
+    pub fn pause_backend(&self, pid: u32) {
+        signal::send(pid, Signal::STOP);
+    }
+
+    /// SIGCONT after [`pause_backend`](Self::pause_backend).
+    pub fn resume_backend(&self, pid: u32) {
+        signal::send(pid, Signal::CONT);
     }
 
     #[track_caller]
