@@ -309,7 +309,7 @@ impl Worker {
     /// What a chunk may take, by the limits of the server and of the stream.
     async fn limits(&self, job: &Job) -> Result<Limits, Failure> {
         let stream = self.init_stream().await?;
-        let max_payload = self.jetstream.client().server_info().max_payload;
+        let max_payload = self.jetstream.client().max_payload();
         let max_message = usize::try_from(stream.max_message_size)
             .ok()
             .filter(|&size| size > 0);

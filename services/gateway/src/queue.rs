@@ -83,8 +83,6 @@ enum Acks {
 
 /// How long commands go one by one after a chain broke: another gateway is writing too.
 const ALONE: Duration = Duration::from_secs(1);
-/// A command of so many bytes is not asked for its size.
-const SMALL_BYTES_MAX: usize = 4096;
 /// Bytes of headers beside a command, at most.
 const HEADERS_BYTES_MAX: usize = 1024;
 
@@ -103,14 +101,12 @@ impl Queue {
 
     /// Whether the server would take a command of this size.
     pub fn fits(&self, payload: &[u8]) -> bool {
-        // The server's word is a copy of all it ever said. Where it takes less than this, it refuses the publish.
-        payload.len() <= SMALL_BYTES_MAX
-            || payload.len() + HEADERS_BYTES_MAX <= self.payload_bytes_max()
+        payload.len() + HEADERS_BYTES_MAX <= self.payload_bytes_max()
     }
 
     /// What the server takes in one message.
     pub fn payload_bytes_max(&self) -> usize {
-        self.client.server_info().max_payload
+        self.client.max_payload()
     }
 
     /// Sends commands, in their order.
