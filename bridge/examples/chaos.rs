@@ -28,8 +28,8 @@ struct Arguments {
     seconds: u64,
     #[arg(long, value_enum, default_value = "2.9")]
     nats: Server,
-    #[arg(long, value_enum, default_value = "15")]
-    postgres: Database,
+    #[arg(long, value_enum, default_value = "installed")]
+    postgres: PostgresVersion,
     /// PostgreSQL waits for the disk
     #[arg(long)]
     fsync: bool,
@@ -66,17 +66,6 @@ enum Server {
     V2_15,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Database {
-    /// That of the system
-    #[value(name = "15")]
-    V15,
-    #[value(name = "17")]
-    V17,
-    #[value(name = "18")]
-    V18,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut failed = Vec::new();
@@ -89,11 +78,7 @@ fn main() -> ExitCode {
                 Server::V2_14 => NatsVersion::V2_14,
                 Server::V2_15 => NatsVersion::V2_15,
             },
-            postgres: match arguments.postgres {
-                Database::V15 => PostgresVersion::Any,
-                Database::V17 => PostgresVersion::V17,
-                Database::V18 => PostgresVersion::V18,
-            },
+            postgres: arguments.postgres,
             fsync: arguments.fsync,
             is_cluster: arguments.cluster,
             bridges: arguments.bridges,

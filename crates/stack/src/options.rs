@@ -4,24 +4,33 @@
 //! Must hold: the default is what most tests want (any PostgreSQL, one nats-server, no redis, no
 //! schema), so that a test mentions only what it is about.
 
+use clap::ValueEnum;
+
 /// Which PostgreSQL to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum PostgresVersion {
     /// Whatever is installed, else what the system's packages offer.
     #[default]
+    #[value(name = "installed")]
     Any,
+    #[value(name = "15")]
     V15,
+    #[value(name = "17")]
     V17,
+    #[value(name = "18")]
     V18,
 }
 
 /// Which nats-server to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum NatsVersion {
     /// Whatever is installed, else what the system's packages offer (2.9 on Debian 12).
     #[default]
+    #[value(name = "installed")]
     Any,
+    #[value(name = "2.14")]
     V2_14,
+    #[value(name = "2.15")]
     V2_15,
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, ValueEnum};
 use regex_lite::Regex;
+use stack::{NatsVersion, PostgresVersion};
 
 /// Boots PostgreSQL and nats-server, runs the bridge over known loads, and prints what it did beside
 /// what the machine can do at most.
@@ -30,11 +31,11 @@ pub struct Arguments {
     #[arg(long)]
     pub quick: bool,
     /// nats-server: installed is whatever is found, else Debian's
-    #[arg(long, value_enum, default_value_t = NatsArgument::Installed)]
-    pub nats: NatsArgument,
+    #[arg(long, value_enum, default_value = "installed")]
+    pub nats: NatsVersion,
     /// PostgreSQL: installed is whatever is found, else Debian's
-    #[arg(long, value_enum, default_value_t = PostgresArgument::Installed)]
-    pub postgres: PostgresArgument,
+    #[arg(long, value_enum, default_value = "installed")]
+    pub postgres: PostgresVersion,
     /// PostgreSQL waits for the disk, as in production
     #[arg(long)]
     pub fsync: bool,
@@ -116,26 +117,6 @@ pub enum Scenario {
     Several,
     /// Snapshots beside bare COPY, and row changes meanwhile.
     Snapshot,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum NatsArgument {
-    Installed,
-    #[value(name = "2.14")]
-    V2_14,
-    #[value(name = "2.15")]
-    V2_15,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PostgresArgument {
-    Installed,
-    #[value(name = "15")]
-    V15,
-    #[value(name = "17")]
-    V17,
-    #[value(name = "18")]
-    V18,
 }
 
 impl Arguments {

@@ -11,10 +11,10 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream;
 use bridge::postgres::{Endpoint, Host};
 use daemon::nats::{NatsOptions, ServerVersion, Settings};
-use stack::{NatsVersion, Options, PostgresVersion, Stack};
+use stack::{Options, Stack};
 use tokio_postgres::NoTls;
 
-use crate::arguments::{Arguments, NatsArgument, PostgresArgument};
+use crate::arguments::Arguments;
 
 /// No single load or drain takes longer.
 pub const DEADLINE: Duration = Duration::from_mins(15);
@@ -233,17 +233,8 @@ fn options(arguments: &Arguments) -> Options {
     Options::default()
         .schema(true)
         .fsync(arguments.fsync)
-        .nats(match arguments.nats {
-            NatsArgument::Installed => NatsVersion::Any,
-            NatsArgument::V2_14 => NatsVersion::V2_14,
-            NatsArgument::V2_15 => NatsVersion::V2_15,
-        })
-        .postgres(match arguments.postgres {
-            PostgresArgument::Installed => PostgresVersion::Any,
-            PostgresArgument::V15 => PostgresVersion::V15,
-            PostgresArgument::V17 => PostgresVersion::V17,
-            PostgresArgument::V18 => PostgresVersion::V18,
-        })
+        .nats(arguments.nats)
+        .postgres(arguments.postgres)
         .postgres_setting("shared_buffers", "128MB")
         // No checkpoint and no vacuum in the middle of a figure.
         .postgres_setting("max_wal_size", "16GB")
