@@ -16,8 +16,6 @@ use rustix::process::Signal;
 use crate::eventually::within;
 use crate::signal;
 
-/// How long the kernel may take to carry out a SIGKILL or SIGSTOP on a busy machine.
-const KERNEL_DEADLINE: Duration = Duration::from_secs(10);
 const TAIL_LINES: usize = 30;
 
 /// Started by [`Program::start`](crate::Program::start). All methods take `&self`, so that one
@@ -179,7 +177,7 @@ impl Process {
     /// SIGKILL to it and to everything below it; returns when all of them are gone.
     pub fn kill(&self) -> ExitStatus {
         let tree = self.signal_tree(Signal::KILL);
-        let _ = within(KERNEL_DEADLINE, || {
+        let _ = within(signal::KERNEL_DEADLINE, || {
             tree.iter().all(|pid| signal::is_gone(*pid))
         });
         self.child()
@@ -190,11 +188,7 @@ impl Process {
     /// SIGSTOP to it and to everything below it; returns when all of them stand still.
     #[track_caller]
     pub fn pause(&self) {
-        let tree = self.signal_tree(Signal::STOP);
-        let stopped = within(KERNEL_DEADLINE, || {
-            tree.iter().all(|pid| signal::is_stopped(*pid))
-        });
-        assert!(stopped.is_ok(), "{} does not stop", self.name);
+        signal::wait_stopped(&self.signal_tree(Signal::STOP), &self.name);
     }
 
     /// SIGCONT to it and to everything below it.

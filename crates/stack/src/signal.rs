@@ -6,8 +6,14 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually::within;
+
+/// How long the kernel may take to carry out a SIGKILL or SIGSTOP on a busy machine.
+pub(crate) const KERNEL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// `root` and all processes below it, parents before children.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
@@ -41,8 +47,14 @@ pub(crate) fn is_gone(pid: u32) -> bool {
     }
 }
 
-/// Whether the process has taken notice of SIGSTOP (or is gone).
-pub(crate) fn is_stopped(pid: u32) -> bool {
+/// Returns when all of them have taken notice of SIGSTOP (or are gone).
+#[track_caller]
+pub(crate) fn wait_stopped(pids: &[u32], name: &str) {
+    let stopped = within(KERNEL_DEADLINE, || pids.iter().all(|pid| is_stopped(*pid)));
+    assert!(stopped.is_ok(), "{name} does not stop");
+}
+
+fn is_stopped(pid: u32) -> bool {
     state(pid).is_none_or(|state| matches!(state, 'T' | 'Z' | 'X'))
 }
 

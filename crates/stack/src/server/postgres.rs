@@ -203,8 +203,10 @@ impl Postgres {
     }
 
     /// SIGSTOP to one backend, such as a walsender: its client waits, nobody else does.
+    #[track_caller]
     pub fn pause_backend(&self, pid: u32) {
         signal::send(pid, Signal::STOP);
+        signal::wait_stopped(&[pid], "the backend");
     }
 
     /// SIGCONT after [`pause_backend`](Self::pause_backend).
