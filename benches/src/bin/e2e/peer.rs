@@ -13,7 +13,8 @@ use stack::Process;
 use crate::arguments::Arguments;
 use crate::drain::{megabytes, until};
 use crate::load::Load;
-use crate::report::{FIRST_EVENT, NATS_CPU, OWN_CPU, PEAK_RSS, RATE, Report, STORED_BYTES};
+use crate::report::{NATS_CPU, OWN_CPU, PEAK_RSS, RATE, Report, STORED_BYTES};
+use crate::start::FIRST_EVENT;
 use crate::usage::{self, Meter};
 use crate::world::World;
 
@@ -83,13 +84,13 @@ pub fn drain(
         usage::us_each(nats.read(), load.events),
     );
     let first_event = first_event.unwrap_or_default().as_secs_f64();
-    report.add(scenario, PEER, FIRST_EVENT, first_event);
+    report.add(scenario, PEER, FIRST_EVENT, first_event * 1e3);
     let peak = usage::peak_rss(process.pid()).unwrap_or_default();
     report.add(scenario, PEER, PEAK_RSS, megabytes(peak));
-    let stored = streams.iter().map(|stream| world.stream(stream));
-    let stored: u64 = stored
-        .map(|state| Ok(state?.bytes))
-        .sum::<anyhow::Result<u64>>()?;
+    let mut stored = 0;
+    for stream in &streams {
+        stored += world.stream(stream)?.bytes;
+    }
     if stored > 0 {
         let each = stored as f64 / load.events as f64;
         report.add(scenario, PEER, STORED_BYTES, each);

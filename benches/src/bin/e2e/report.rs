@@ -23,7 +23,6 @@ pub const AGAINST_PIPELINE: Metric = Metric::new("% of floor pipeline", 0);
 pub const OWN_CPU: Metric = Metric::new("own us/event", 2);
 pub const WALSENDER_CPU: Metric = Metric::new("walsender us/event", 2);
 pub const NATS_CPU: Metric = Metric::new("nats us/event", 2);
-pub const FIRST_EVENT: Metric = Metric::new("first event after s", 1);
 pub const PEAK_RSS: Metric = Metric::new("peak RSS MB", 1);
 pub const READ_BYTES: Metric = Metric::new("read B/event", 0);
 pub const SENT_BYTES: Metric = Metric::new("sent B/event", 0);
