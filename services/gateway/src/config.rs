@@ -47,7 +47,7 @@ pub struct Config {
     /// Bytes that a new WRITES stream may hold.
     #[arg(long, default_value = "1GiB", value_parser = units::bytes)]
     pub queue_bytes_max: u64,
-    /// Idempotency keys to remember, for at most a day: between this many and half of them, in some 50 bytes of memory each.
+    /// Idempotency keys to remember, for at most a day: between this many and half of them, in some 30 bytes of memory each.
     #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u32).range(10_000..))]
     pub keys_max: u32,
     /// First token of the CDC subjects, as given to the bridge.
