@@ -26,7 +26,9 @@ impl World {
     pub async fn up(fsync: bool, gogc: u32) -> anyhow::Result<Self> {
         let binaries = stack::build_binaries(&PACKAGES)?;
         let options = Options::default().schema(true).redis(true).fsync(fsync);
+        // As docker-compose.prod.yml has it, the first unless it is told otherwise.
         let options = options.nats_env("GOGC", &gogc.to_string());
+        let options = options.nats_env("GODEBUG", "madvdontneed=0");
         let stack = Stack::up(options.postgres_setting("max_wal_size", "8GB"))?;
         let (postgres, nats) = (stack.postgres().version(), stack.nats().version());
         let cores = std::thread::available_parallelism()?;
