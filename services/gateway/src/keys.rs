@@ -299,16 +299,16 @@ impl Index {
 
     /// Keeps the first.
     fn insert(&mut self, operation_id: Uuid, sequence: u64) {
-        let place = self.place(&operation_id);
-        let shard = &mut self.shards[place];
-        if shard.old.contains_key(&operation_id) {
+        if self.get(&operation_id).is_some() {
             return;
         }
+        let place = self.place(&operation_id);
+        let shard = &mut self.shards[place];
         if YOUNG_MAX <= shard.young.len() {
             std::mem::swap(&mut shard.young, &mut shard.old);
             shard.young.clear();
         }
-        shard.young.entry(operation_id).or_insert(sequence);
+        shard.young.insert(operation_id, sequence);
     }
 
     fn forget(&mut self, operation_id: &Uuid, sequence: u64) {
@@ -394,6 +394,16 @@ mod tests {
         let index = keys(10_000, &[(1, 10), (1, 11), (2, 11), (3, 12), (1, 13)]);
 
         assert_eq!((first(&index, 1), first(&index, 3)), (Some(10), Some(12)));
+    }
+
+    #[test]
+    fn a_repeat_stays_one_when_its_generation_is_full() {
+        let full: Vec<_> = (1..=YOUNG_MAX as u128).map(|key| (key, 10)).collect();
+        let mut index = keys(2 * YOUNG_MAX, &full);
+
+        index.insert(Uuid::from_u128(1), 11);
+
+        assert_eq!(first(&index, 1), Some(10));
     }
 
     #[test]
