@@ -206,12 +206,14 @@ impl Keys {
             ..pull::Config::default()
         };
         let consumer = stream.create_consumer(config).await?;
+        // A log whose messages are all too old has a last sequence still, and nothing to read.
+        let mut is_at_end = consumer.cached_info().num_pending == 0;
         let messages = consumer.stream().max_messages_per_batch(FETCH_MAX);
         let mut messages = messages.heartbeat(HEARTBEAT).messages().await?;
         backoff.reset();
         let mut previous = None;
         loop {
-            if self.progress.borrow().sequence >= last && !self.is_whole() {
+            if is_at_end && !self.is_whole() {
                 tracing::info!(keys = self.count(), "the idempotency keys are read");
                 self.progress
                     .send_modify(|progress| progress.is_whole = true);
@@ -219,8 +221,12 @@ impl Keys {
             let message = tokio::select! {
                 () = &mut reconnected => return Ok(()),
                 message = messages.next() => message.ok_or("the consumer ended")??,
+                // What was still to come has gone meanwhile.
+                () = tokio::time::sleep(HEARTBEAT), if !self.is_whole() => return Ok(()),
             };
-            let sequence = message.info()?.stream_sequence;
+            let info = message.info()?;
+            let sequence = info.stream_sequence;
+            is_at_end = info.pending == 0 || last <= sequence;
             let follows = previous.is_none_or(|previous| sequence == previous + 1);
             if !follows || !self.read(sequence, &message.payload) {
                 return Ok(());

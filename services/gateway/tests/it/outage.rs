@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use stack::eventually_async;
+use wire::names::STREAM_WRITE_KEYS;
 
 use crate::harness::{DEADLINE, World, new_id};
 
@@ -180,4 +181,21 @@ async fn streams_that_were_deleted_are_made_again() {
         gateway.post("users", "2", &body).await.status == 202
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_starts_when_all_keys_are_too_old() {
+    let world = World::new().await;
+    let gateway = world.gateway(&[]).await;
+    let body = json!({"name": "Alice"});
+    assert_eq!(gateway.post("users", "1", &body).await.status, 202);
+    drop(gateway);
+    let keys = world.context.get_stream(STREAM_WRITE_KEYS).await.unwrap();
+    keys.purge().await.unwrap();
+
+    let gateway = world.gateway(&[]).await;
+
+    assert_eq!(gateway.post("users", "2", &body).await.status, 202);
+    let other = json!({"name": "Bob"});
+    assert_eq!(gateway.post("users", "2", &other).await.status, 422);
 }
