@@ -19,6 +19,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use wire::names::HEADER_TRACEPARENT;
 
 use crate::backlog::{Backlog, Sample};
@@ -143,15 +144,15 @@ impl Queue {
                 }
             },
         };
-        let mut outcomes = Vec::with_capacity(commands.len());
-        for (command, ack) in commands.iter().zip(acks) {
+        // Together: the time for an ack begins when it is awaited.
+        let confirm = |(command, ack): (_, Result<PublishAckFuture, _>)| async move {
             let acknowledged = match ack {
                 Ok(ack) => ack.await.map(drop),
                 Err(error) => Err(error),
             };
-            outcomes.push(acknowledged.map_err(|error| outcome(command, error)));
-        }
-        outcomes
+            acknowledged.map_err(|error| outcome(command, error))
+        };
+        join_all(commands.iter().zip(acks).map(confirm)).await
     }
 
     /// Takes a look at the queue into account; None: there is none to look at.
