@@ -35,6 +35,8 @@ pub struct Taken {
     pub strikes: Strikes,
     /// Writes that the one before had in flight.
     pub in_flight: usize,
+    /// Deliveries of the consumer so far.
+    pub delivered: u64,
 }
 
 /// Without an ack for this long the server delivers a message again. That is harmless (its outcome is
@@ -104,8 +106,13 @@ pub async fn take(
     }
     let config = config(schema, table, max_ack_pending, strikes);
     let consumer: Result<PullConsumer, _> = stream.create_consumer(config).await;
-    consumer.map_err(|error| Error::new(format!("cannot make consumer {name}"), error))?;
-    Ok(Taken { strikes, in_flight })
+    let consumer =
+        consumer.map_err(|error| Error::new(format!("cannot make consumer {name}"), error))?;
+    Ok(Taken {
+        strikes,
+        in_flight,
+        delivered: consumer.cached_info().delivered.consumer_sequence,
+    })
 }
 
 /// Gives back what is in flight after an orderly end. Only for who has the table's lock.

@@ -246,10 +246,12 @@ impl ApplyError {
         }
     }
 
-    /// It may be the table's shape that is not what it was.
+    /// It may be the table's shape that is not what it was: a name, a type or what a type can hold.
     pub fn is_about_shape(&self) -> bool {
         let code = self.fault().code;
-        code.starts_with("42") || code.starts_with("0A")
+        ["22", "42", "0A"]
+            .iter()
+            .any(|class| code.starts_with(class))
     }
 
     /// As the client reads it.

@@ -337,7 +337,7 @@ fn batch(key: &[&Column], columns: &[&Column]) -> String {
     )
 }
 
-/// `k0 uuid, c0 text, c1 numeric(10,2)`.
+/// `k0 uuid, c0 text, c1 numeric`.
 fn shape(key: &[&Column], columns: &[&Column]) -> String {
     let keys = key.iter().enumerate();
     let keys = keys.map(|(index, column)| format!("k{index} {}", column.data_type));

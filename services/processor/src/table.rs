@@ -22,7 +22,8 @@ pub struct Table {
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// `format_type`: `numeric(10,2)`.
+    /// `format_type` without the type's modifier: `numeric` of a `numeric(10,2)`. The column's own is applied when the
+    /// row is written, as it is then; a cast to it would round a key, and go on with one that was altered.
     pub data_type: String,
     /// Place in the primary key, from 1; 0 when not part of it.
     pub key_place: i32,
@@ -111,7 +112,7 @@ pub fn quote(name: &str) -> String {
 }
 
 const SHAPE: &str = "
-    SELECT a.attname::text, format_type(a.atttypid, a.atttypmod),
+    SELECT a.attname::text, format_type(a.atttypid, -1),
            coalesce(array_position(key.indkey::smallint[], a.attnum) + 1, 0)::integer,
            type.typname::text
     FROM pg_class AS class

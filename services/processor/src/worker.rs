@@ -84,6 +84,9 @@ enum Interrupted {
     Ended,
     #[error("NATS was away; its server may have forgotten acks")]
     Reconnected,
+    /// To one that held the lock before and has not noticed, or into a connection that broke.
+    #[error("a write was delivered and did not come here")]
+    Elsewhere,
     #[error("the table has a new shape")]
     Shape,
 }
@@ -107,6 +110,8 @@ struct Shift<'a> {
     cautious: usize,
     /// The first message is the one that takes everybody down.
     buries_first: bool,
+    /// The last delivery of the consumer that came here.
+    delivered: u64,
 }
 
 /// Another processor has the lock: how often to look.
@@ -204,6 +209,7 @@ impl Worker {
             aside: Vec::new(),
             cautious: if strikes == 0 { 0 } else { taken.in_flight },
             buries_first: STRIKES_MAX <= strikes,
+            delivered: taken.delivered,
             worker: self,
         };
         shift.work(messages, reconnected, &shutdown).await?;
@@ -267,6 +273,14 @@ impl Shift<'_> {
     async fn read(&mut self, batch: Vec<Message>) -> Result<Vec<Entry>, Interrupted> {
         let mut entries = Vec::with_capacity(batch.len());
         for message in batch {
+            let info = message.info();
+            let info =
+                info.map_err(|error| queue::Error::new("not of a consumer".to_owned(), error))?;
+            // Those behind one that is missing would overtake it; the next session begins with it.
+            if info.consumer_sequence != self.delivered + 1 {
+                return Err(Interrupted::Elsewhere);
+            }
+            self.delivered = info.consumer_sequence;
             let traceparent = message
                 .headers
                 .as_ref()
@@ -282,6 +296,8 @@ impl Shift<'_> {
                     message,
                     waiting_since: None,
                 }),
+                // It may have been written for another primary key.
+                Err(_) if self.has_new_shape().await? => return Err(Interrupted::Shape),
                 Err(unreadable) => {
                     let operation = json!({
                         "operation_id": unreadable.operation_id.map(|id| id.to_string()),

@@ -1,5 +1,7 @@
 //! Order per row, and per table across processors.
 
+use async_nats::jetstream::consumer::PullConsumer;
+use futures_util::StreamExt;
 use serde_json::json;
 use stack::eventually;
 use wire::command::WriteOp::{Create, Delete, Update};
@@ -91,4 +93,41 @@ async fn what_the_dead_processor_had_fetched_comes_before_what_it_had_not() {
 
     let done = "SELECT string_agg(op, ' ' ORDER BY place) FROM applied";
     assert_eq!(world.value(done), "INSERT UPDATE");
+}
+
+/// One that held the lock before and has not noticed may still ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_went_to_somebody_else_is_not_overtaken() {
+    let world = World::up().await;
+    let processor = world.processor("processor", &[]);
+    world
+        .send(&person(1, Create, 101, json!({"name": "0"})))
+        .await;
+    world.settle(1).await;
+    let stream = world.jetstream.get_stream("WRITES").await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer("people-writer").await.unwrap();
+    let thief = tokio::spawn(async move {
+        let mut stolen = consumer.fetch().max_messages(1).messages().await.unwrap();
+        loop {
+            // Never acked.
+            if let Some(message) = stolen.next().await {
+                return message.unwrap();
+            }
+            stolen = consumer.fetch().max_messages(1).messages().await.unwrap();
+        }
+    });
+
+    for number in 1..=100 {
+        let name = json!({"name": number.to_string()});
+        world.send(&person(1 + number, Update, 101, name)).await;
+    }
+
+    let stolen = thief.await.unwrap();
+    world.settle(101).await;
+    assert!(stolen.info().unwrap().stream_sequence > 1);
+    let out_of_order = "SELECT count(*) FROM (
+        SELECT name::int < lag(name::int) OVER (ORDER BY place) AS back FROM applied) t WHERE back";
+    assert_eq!(world.value(out_of_order), "0");
+    assert_eq!(world.value("SELECT count(*) FROM applied"), "101");
+    processor.wait_for_line("did not come here", DEADLINE);
 }

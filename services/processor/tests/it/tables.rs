@@ -159,3 +159,37 @@ async fn writes_to_a_table_that_is_gone_fail_instead_of_waiting_for_ever() {
 
     assert_eq!(world.outcome(&id(2)).1["code"], "42P01");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_takes_more_takes_it_at_once() {
+    let world = World::up().await;
+    world.stack.postgres().sql(
+        "CREATE TABLE prices (id integer PRIMARY KEY, price numeric(10,2), name varchar(3), number integer);
+         GRANT SELECT, INSERT, UPDATE, DELETE ON prices TO app_writer",
+    );
+    let row = |price: &str, name: &str, number: &str| json!({"price": price, "name": name, "number": number});
+    let _processor = world.processor("processor", &[]);
+    let narrow = command(1, Create, "prices", Some("1"), row("1.25", "abc", "1"));
+    world.send(&narrow).await;
+    world.settle(1).await;
+
+    world.stack.postgres().sql(
+        "ALTER TABLE prices ALTER price TYPE numeric(12,4), ALTER name TYPE varchar(10), ALTER number TYPE bigint",
+    );
+    let wide = row("1.2345", "abcdef", "3000000000");
+    world
+        .send(&command(2, Create, "prices", Some("2"), wide))
+        .await;
+    let too_wide = row("1.2345", "abcdefghijk", "1");
+    world
+        .send(&command(3, Create, "prices", Some("3"), too_wide))
+        .await;
+    world.settle(3).await;
+
+    assert_eq!(world.outcome(&id(2)).0, "completed");
+    assert_eq!(
+        world.value("SELECT concat_ws(' ', price, name, number) FROM prices WHERE id = 2"),
+        "1.2345 abcdef 3000000000"
+    );
+    assert_eq!(world.outcome(&id(3)).1["code"], "22001");
+}
