@@ -115,7 +115,7 @@ fn shown(column: &Column) -> String {
 
 fn condition(filter: &Filter<'_>, parameters: &mut Vec<Parameter>) -> String {
     let name = column(filter.column);
-    let data_type = &filter.column.data_type;
+    let data_type = unmodified(&filter.column.data_type);
     match &filter.test {
         Test::Compare(operator @ ("LIKE" | "ILIKE"), value) => {
             parameters.push(Parameter::Text(value.clone()));
@@ -134,6 +134,24 @@ fn condition(filter: &Filter<'_>, parameters: &mut Vec<Parameter>) -> String {
     }
 }
 
+/// A type without its modifier: what is compared is neither cut nor rounded. PostgreSQL: a cast to `varchar(3)` or
+/// `numeric(12,2)` does that silently, and bare `character` and `bit` mean one of them.
+fn unmodified(data_type: &str) -> String {
+    let Some((name, rest)) = data_type.split_once('(') else {
+        return data_type.to_owned();
+    };
+    // A parenthesis within a quoted name.
+    let Some((_, rest)) = rest.split_once(')').filter(|_| !name.contains('"')) else {
+        return data_type.to_owned();
+    };
+    let name = match name {
+        "character" => "bpchar",
+        "bit" => "bit varying",
+        name => name,
+    };
+    format!("{name}{rest}")
+}
+
 /// Strictly behind `after` in the order: larger in the first key, or equal there and behind in the
 /// rest. PostgreSQL: NULL is larger than everything, so last when ascending and first when descending.
 fn behind(
@@ -147,7 +165,8 @@ fn behind(
         let name = column(order.column);
         let placeholder = value.as_ref().map(|value| {
             parameters.push(Parameter::Text(value.clone()));
-            format!("${}::{}", parameters.len(), order.column.data_type)
+            let data_type = unmodified(&order.column.data_type);
+            format!("${}::{data_type}", parameters.len())
         });
         let larger = match (&placeholder, order.is_descending) {
             (Some(value), false) => format!("({name} > {value} OR {name} IS NULL)"),
@@ -192,7 +211,23 @@ mod tests {
         let sql = sql("total=in.(1,2)&select=extra");
 
         assert!(sql.text.contains("to_jsonb(t.\"extra\")::text"));
-        assert!(sql.text.contains("= ANY ($1::numeric(12,2)[])"));
+        assert!(sql.text.contains("= ANY ($1::numeric[])"));
+    }
+
+    #[test]
+    fn what_is_compared_is_neither_cut_nor_rounded() {
+        for (data_type, expected) in [
+            ("numeric(12,2)", "numeric"),
+            ("numeric(12,2)[]", "numeric[]"),
+            ("character varying(3)", "character varying"),
+            ("character(3)", "bpchar"),
+            ("bit(3)[]", "bit varying[]"),
+            ("timestamp(3) with time zone", "timestamp with time zone"),
+            ("\"a(b)\"", "\"a(b)\""),
+            ("uuid", "uuid"),
+        ] {
+            assert_eq!(unmodified(data_type), expected);
+        }
     }
 
     #[test]
