@@ -172,7 +172,8 @@ impl Verifier {
             return Err(Error::WrongParty);
         }
         match claims.get("sub").and_then(Value::as_str) {
-            Some(subject) if !subject.is_empty() => Ok(Claims {
+            // PostgreSQL: text holds no NUL.
+            Some(subject) if !subject.is_empty() && !subject.contains('\0') => Ok(Claims {
                 subject: subject.to_owned(),
                 all: claims,
             }),
@@ -248,6 +249,7 @@ mod tests {
             json!({"sub": "a", "nbf": null}),
             json!({"sub": 7}),
             json!({"sub": ""}),
+            json!({"sub": "a\0b"}),
             json!({}),
         ] {
             assert_eq!(verify(&claims), Err(Error::Claims), "{claims}");

@@ -38,8 +38,9 @@ pub enum DecodeError {
     },
 }
 
-/// Maps and lists within each other, in either format. Bounds the stack that a hostile message takes.
-const DEPTH_MAX: usize = 128;
+/// Maps and lists within each other, in either format. Bounds the stack that a hostile message takes; a value that was
+/// read as JSON has 127 at most (`serde_json`), and stands in a message within two or three more.
+const DEPTH_MAX: usize = 160;
 
 /// A message of the contract.
 pub trait Message: Serialize + DeserializeOwned {

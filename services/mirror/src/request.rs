@@ -63,7 +63,11 @@ pub async fn request(
         }
         if let Some((error, at)) = source.last::<snapshot::Error>(&error_subject).await?
             && error_before < at.sequence
-            && error.snapshot_id.as_deref().is_none_or(is_ours)
+            && match &error.snapshot_id {
+                Some(id) => is_ours(id),
+                // Somebody's, whose request was refused: not ours when we have a promise, or when it was unreadable.
+                None => snapshot_id.is_none() && error.code != ErrorCode::BadRequest,
+            }
         {
             return refused(name, &error).map(Err);
         }

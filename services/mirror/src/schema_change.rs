@@ -47,6 +47,10 @@ pub fn plan(have: &Schema, history: &[Schema], version: u32) -> Plan {
                 from.version + 1
             ));
         };
+        // It may have changed rows that no event names, such as those with a label that was renamed.
+        if from.version < to.seed_version {
+            return Plan::Reseed(format!("rows changed with version {}", to.seed_version));
+        }
         match step(&have, from, to) {
             Ok((more, schema)) => {
                 steps.extend(more);

@@ -57,7 +57,8 @@ pub fn apply(connection: &Connection, table: &Table, change: Change) -> Result<(
             let values = set.into_iter().chain(row).map(|(_, value)| value);
             connection
                 .prepare_cached(&sql)?
-                .execute(params_from_iter(values))?
+                .execute(params_from_iter(values))
+                .map_err(inserted)?
         }
         Change::Delete { row } => {
             let condition = shape.condition(&table.local, row.iter().map(|(index, _)| *index));
@@ -65,7 +66,8 @@ pub fn apply(connection: &Connection, table: &Table, change: Change) -> Result<(
             let values = row.into_iter().map(|(_, value)| value);
             connection
                 .prepare_cached(&sql)?
-                .execute(params_from_iter(values))?
+                .execute(params_from_iter(values))
+                .map_err(inserted)?
         }
     };
     if rows == 1 {
@@ -89,7 +91,7 @@ fn update_sql(table: &Table, row: &Values, set: &Values) -> String {
     )
 }
 
-/// A row that is there twice is a matter of the data, not of the file.
+/// A row that is there twice, or may not be as it is for another reason, is a matter of the data, not of the file.
 pub fn inserted(error: rusqlite::Error) -> ApplyError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::ConstraintViolation) => Divergence::Present.into(),
