@@ -52,7 +52,12 @@ pub fn judge(known: Option<&Known>, tail: &Tail, now: SystemTime) -> Verdict {
     if tail.last_sequence < known.sequence {
         return Verdict::RolledBack;
     }
-    if tail.position > Position::START || known.position == Position::START {
+    // On a shared stream another bridge may have written past the end that was known.
+    let has_position = tail.position > Position::START;
+    if has_position && !tail.is_consumed && is_behind(tail.position, known.position) {
+        return Verdict::RolledBack;
+    }
+    if has_position || known.position == Position::START {
         return Verdict::Same;
     }
     let age = now.duration_since(known.at).unwrap_or(Duration::ZERO);
@@ -60,6 +65,11 @@ pub fn judge(known: Option<&Known>, tail: &Tail, now: SystemTime) -> Verdict {
         Some(max_age) if age + AGE_SLACK >= max_age => Verdict::AgedOut,
         _ => Verdict::Purged,
     }
+}
+
+/// Whether an event is missing between the two. A gap has the place 0 in its transaction, whose events may be there.
+fn is_behind(tail: Position, known: Position) -> bool {
+    tail < known && tail != Position::new(known.commit_lsn, 0)
 }
 
 /// Of two bridges that make a stream in a cluster at the same time each sets its time of creation; which of the two
@@ -123,6 +133,15 @@ mod tests {
         let tail = tail(9, Position::new(Lsn(90), 1));
 
         assert_eq!(verdict(&tail, Duration::ZERO), Verdict::RolledBack);
+    }
+
+    #[test]
+    fn acked_events_are_missed_though_another_bridge_wrote_past_them() {
+        let shared = tail(50, Position::new(Lsn(90), 1));
+        let gap = tail(50, Position::new(known().position.commit_lsn, 0));
+
+        assert_eq!(verdict(&shared, Duration::ZERO), Verdict::RolledBack);
+        assert_eq!(verdict(&gap, Duration::ZERO), Verdict::Same);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
+use async_nats::jetstream::stream::RetentionPolicy;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -63,6 +64,8 @@ pub struct Tail {
     pub is_empty: bool,
     /// Several servers hold the stream.
     pub is_replicated: bool,
+    /// Messages go when they are consumed: interest or work queue retention.
+    pub is_consumed: bool,
     /// When the stream was made: tells a recreated one from the one known.
     pub created: String,
     /// How long the stream keeps a message; None: as long as there is room.
@@ -107,6 +110,8 @@ struct Cluster {
 
 #[derive(Deserialize)]
 struct Config {
+    #[serde(default)]
+    retention: RetentionPolicy,
     #[serde(default)]
     max_msg_size: i64,
     /// In nanoseconds; 0 for no limit.
@@ -210,6 +215,7 @@ fn described(stream: &str, answer: &[u8]) -> Result<Tail, Error> {
             own: Vec::new(),
             is_empty: state.messages == 0,
             is_replicated: cluster.is_some_and(|cluster| !cluster.replicas.is_empty()),
+            is_consumed: config.retention != RetentionPolicy::Limits,
             created,
             max_age: Some(Duration::from_nanos(config.max_age)).filter(|age| !age.is_zero()),
             max_msg_size: usize::try_from(config.max_msg_size)

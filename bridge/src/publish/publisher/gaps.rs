@@ -113,6 +113,13 @@ impl Publisher {
         let Some(owed) = self.shared.owed().filter(|owed| owed.gap.to.is_valid()) else {
             return Ok(());
         };
+        // A gap is a group of its own: what is open would be taken for stored with it.
+        if !self.chain.is_idle() {
+            self.resume(connection).await?;
+            if self.gap.is_some() {
+                return Ok(());
+            }
+        }
         let last = tail::last_gap(connection, &self.target.stream, &self.target.gap_subject);
         if let Some(last) = last.await?
             && last.slot == owed.gap.slot

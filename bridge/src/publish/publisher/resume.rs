@@ -10,6 +10,7 @@ use wire::Position;
 use wire::gap::Reason;
 
 use super::{Error, Publisher};
+use crate::counting::Counted;
 use crate::publish::chain::Order;
 use crate::publish::connection::Connection;
 use crate::publish::incarnation::{self, Known, Verdict};
@@ -20,8 +21,7 @@ impl Publisher {
     /// Finds out what the stream holds, and starts over right behind it.
     pub(super) async fn resume(&mut self, connection: &mut Connection) -> Result<(), Error> {
         let counted = self.shared.counted();
-        let mut tail = self.read_tail(connection, &counted.by.filters).await?;
-        self.reach_counted(&mut tail, counted.from);
+        let tail = self.read_tail(connection, &counted).await?;
         let proven = self.proven_before(&tail);
         self.judge_foreign(connection, &tail).await?;
         let mut floor = self.judged(&tail)?;
@@ -83,11 +83,13 @@ impl Publisher {
     async fn read_tail(
         &self,
         connection: &mut Connection,
-        filters: &[String],
+        counted: &Counted,
     ) -> Result<Tail, Error> {
         let began = Instant::now();
         loop {
-            let tail = tail::read(connection, &self.target.stream, filters).await?;
+            let stream = &self.target.stream;
+            let mut tail = tail::read(connection, stream, &counted.by.filters).await?;
+            self.reach_counted(&mut tail, counted.from);
             let verdict =
                 incarnation::judge(self.shared.known().as_ref(), &tail, SystemTime::now());
             let is_doubtful = tail.is_replicated && verdict == Verdict::RolledBack;
@@ -196,6 +198,10 @@ impl Publisher {
                     );
                 }
                 Ok(tail.position)
+            }
+            // A gap stands behind events of its transaction.
+            Verdict::Same if tail.position.commit_lsn == known_position.commit_lsn => {
+                Ok(tail.position.max(known_position))
             }
             Verdict::Same => Ok(tail.position),
             Verdict::AgedOut => Ok(known_position),
