@@ -107,3 +107,33 @@ pub struct OperationError {
     /// For people.
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Message;
+
+    #[test]
+    fn a_value_as_deep_as_json_may_be_is_readable() {
+        // serde_json reads 127 within each other.
+        let deep = format!("{}{}", "[".repeat(127), "]".repeat(127));
+        let value: Value = serde_json::from_str(&deep).unwrap();
+        let command = WriteCommand {
+            operation_id: "1".to_owned(),
+            table: "t".to_owned(),
+            op: WriteOp::Create,
+            entity_id: None,
+            data: Map::from_iter([("document".to_owned(), value)]),
+            principal: None,
+            claims: None,
+            accepted_at: String::new(),
+            body_sha256: String::new(),
+            schema: public(),
+        };
+
+        assert_eq!(
+            WriteCommand::decode(&command.to_msgpack()).unwrap(),
+            command
+        );
+    }
+}

@@ -225,6 +225,19 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_changed_with_a_version_are_seeded_though_nobody_heard_of_it() {
+        let columns = [(1, "id", "integer"), (2, "mood", "mood")];
+        let v1 = schema(1, &columns, &["id"]);
+        let mut renamed_label = schema(2, &columns, &["id"]);
+        renamed_label.seed_version = 2;
+
+        assert!(matches!(
+            plan(&v1, &[v1.clone(), renamed_label], 2),
+            Plan::Reseed(_)
+        ));
+    }
+
+    #[test]
     fn a_hole_in_the_history_means_new_rows() {
         let v1 = schema(1, &[(1, "id", "integer")], &["id"]);
         let v3 = schema(3, &[(1, "id", "integer")], &["id"]);

@@ -46,6 +46,9 @@ async fn lists_are_filtered_ordered_and_cut() {
     assert_eq!(ids("title=eq.A").await, "1");
     assert_eq!(ids("price=lt.2.2").await, "1");
     assert_eq!(ids("price=gte.2.20").await, "2");
+    // Not rounded to the column's two digits.
+    assert_eq!(ids("price=gt.2.199").await, "2");
+    assert_eq!(ids("price=eq.2.199").await, "");
     assert_eq!(ids("title=like.%25B%25").await, "2");
     assert_eq!(ids("id=in.(1,3)").await, "1,3");
     assert_eq!(ids("title=is.null").await, "3");
