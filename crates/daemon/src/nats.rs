@@ -9,7 +9,8 @@ use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::jetstream::stream;
+use async_nats::jetstream::context::PublishError;
+use async_nats::jetstream::{self, ErrorCode, stream};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 
 use crate::secret::Secret;
@@ -291,6 +292,18 @@ pub fn reconnected(client: &Client) -> impl Future<Output = ()> + use<> {
             tokio::time::sleep(RECONNECTED_POLL).await;
         }
     }
+}
+
+/// The stream or the server's storage has reached a limit: the server is there, and refuses.
+pub fn is_full(error: &PublishError) -> bool {
+    let source = std::error::Error::source(error);
+    let code = source
+        .and_then(|source| source.downcast_ref::<jetstream::Error>())
+        .map(jetstream::Error::error_code);
+    matches!(
+        code,
+        Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+    )
 }
 
 /// How often [`reconnected`] looks.

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_MESSAGE_ID};
+use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use daemon::nats;
 use futures_util::future::join_all;
 use wire::names::HEADER_TRACEPARENT;
 
@@ -251,7 +252,7 @@ fn headers(command: &Queued, previous: Option<&str>) -> HeaderMap {
 fn outcome(command: &Queued, error: PublishError) -> Error {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => Error::TooLarge,
-        _ if is_full(&error) => Error::Full,
+        _ if nats::is_full(&error) => Error::Full,
         _ => failed(command, Arc::new(error)),
     }
 }
@@ -259,16 +260,4 @@ fn outcome(command: &Queued, error: PublishError) -> Error {
 fn failed(command: &Queued, source: Arc<PublishError>) -> Error {
     let subject = command.subject.clone();
     Error::Publish { subject, source }
-}
-
-/// The stream or the server's storage has reached a limit: the server is there, and refuses.
-fn is_full(error: &PublishError) -> bool {
-    let source = std::error::Error::source(error);
-    let code = source
-        .and_then(|source| source.downcast_ref::<jetstream::Error>())
-        .map(jetstream::Error::error_code);
-    matches!(
-        code,
-        Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::STORAGE_RESOURCES_EXCEEDED)
-    )
 }

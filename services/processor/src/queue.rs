@@ -39,6 +39,15 @@ pub struct Taken {
     pub delivered: u64,
 }
 
+/// What became of a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Burial {
+    /// It is in `WRITES_DLQ`.
+    Stored,
+    /// `WRITES_DLQ` is full.
+    NoRoom,
+}
+
 /// Without an ack for this long the server delivers a message again. That is harmless (its outcome is
 /// recorded) and only costs time.
 const ACK_WAIT: Duration = Duration::from_mins(1);
@@ -145,14 +154,14 @@ pub async fn tables(stream: &Stream) -> Result<Vec<(String, String)>, Error> {
         .collect())
 }
 
-/// Publishes a dead letter and waits until it is stored. A repeat replaces it.
+/// Publishes a dead letter and waits until it is stored, or the stream has no room for it. A repeat replaces it.
 pub async fn bury(
     jetstream: &Context,
     subject: &str,
     payload: Bytes,
     headers: Option<&HeaderMap>,
     reason: &str,
-) -> Result<(), Error> {
+) -> Result<Burial, Error> {
     let names = names::parse_writes(subject);
     let target = match names {
         Some((schema, table, id)) => names::dead_letter(&schema, &table, &id),
@@ -172,8 +181,11 @@ pub async fn bury(
     let message = PublishMessage::build().payload(payload).headers(letter);
     let failed = |error| Error::new(format!("cannot bury {subject}"), error);
     let ack = jetstream.send_publish(target, message).await;
-    ack.map_err(failed)?.await.map_err(failed)?;
-    Ok(())
+    match ack.map_err(failed)?.await {
+        Ok(_) => Ok(Burial::Stored),
+        Err(error) if nats::is_full(&error) => Ok(Burial::NoRoom),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Where a dead letter came from.

@@ -19,13 +19,13 @@ use daemon::postgres::PostgresOptions;
 use daemon::shutdown::Shutdown;
 use serde_json::json;
 use wire::command::{OperationError, WriteOp};
-use wire::names;
+use wire::names::{self, STREAM_WRITES_DLQ};
 
 use crate::command::Command;
 use crate::gather::Batches;
 use crate::metrics::Metrics;
 use crate::pull::Pull;
-use crate::queue;
+use crate::queue::{self, Burial};
 use crate::session::{ApplyError, OpenError, Session};
 use crate::sqlstate::Class;
 use crate::statement;
@@ -87,6 +87,9 @@ enum Interrupted {
     /// To one that held the lock before and has not noticed, or into a connection that broke.
     #[error("a write was delivered and did not come here")]
     Elsewhere,
+    /// And the message names no operation that could be failed instead.
+    #[error("{STREAM_WRITES_DLQ} is full; make room with processor dlq drop")]
+    NoRoom,
     #[error("the table has a new shape")]
     Shape,
 }
@@ -443,6 +446,7 @@ impl Shift<'_> {
         reason: &str,
     ) -> Result<(), Interrupted> {
         let subject = message.subject.as_str();
+        let has_outcome = operation.is_some();
         if let Some(operation) = operation {
             let fault = OperationError {
                 code: code.to_owned(),
@@ -453,16 +457,22 @@ impl Shift<'_> {
             self.count(&self.worker.around.metrics.failed_total, 1);
         }
         let reason = format!("{code}: {reason}");
-        queue::bury(
-            &self.worker.around.jetstream,
-            subject,
-            message.payload.clone(),
-            message.headers.as_ref(),
-            &reason,
-        )
-        .await?;
-        self.count(&self.worker.around.metrics.dead_letters_total, 1);
-        tracing::error!(%subject, reason, "message buried; see processor dlq list");
+        let jetstream = &self.worker.around.jetstream;
+        let (payload, headers) = (message.payload.clone(), message.headers.as_ref());
+        match queue::bury(jetstream, subject, payload, headers, &reason).await? {
+            Burial::Stored => {
+                self.count(&self.worker.around.metrics.dead_letters_total, 1);
+                tracing::error!(%subject, reason, "message buried; see processor dlq list");
+            }
+            // Its outcome is recorded; those behind it are not held up for a letter that nobody reads.
+            Burial::NoRoom if has_outcome => {
+                tracing::error!(
+                    %subject, reason,
+                    "no dead letter: {STREAM_WRITES_DLQ} is full; make room with processor dlq drop"
+                );
+            }
+            Burial::NoRoom => return Err(Interrupted::NoRoom),
+        }
         let acked = message.ack().await;
         acked.map_err(|error| queue::Error::new("cannot ack".to_owned(), error).into())
     }

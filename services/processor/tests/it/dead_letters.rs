@@ -1,5 +1,6 @@
 //! What cannot be read, what takes everybody down, and what the operator can do about it.
 
+use async_nats::jetstream::stream;
 use serde_json::Value;
 use stack::eventually;
 
@@ -91,4 +92,29 @@ async fn a_write_that_kills_the_server_every_time_is_buried_and_can_be_replayed(
     world.settle(9).await;
     assert_eq!(world.outcome(&id(5)).0, "completed");
     assert!(lines(&world, &["dlq", "list"]).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_of_dead_letters_holds_up_nobody() {
+    let world = World::up().await;
+    let small = stream::Config {
+        name: "WRITES_DLQ".to_owned(),
+        subjects: vec!["writes_dlq.>".to_owned()],
+        discard: stream::DiscardPolicy::New,
+        max_bytes: 1000,
+        ..stream::Config::default()
+    };
+    world.jetstream.create_stream(small).await.unwrap();
+    for number in 1..=9 {
+        let subject = format!("writes.people.{}", id(number));
+        world.send_raw(&subject, b"\xc1 garbage".to_vec()).await;
+    }
+    world.send(&newcomer(10, 110)).await;
+
+    let processor = world.processor("processor", &[]);
+    world.settle(10).await;
+
+    processor.wait_for_line("make room with processor dlq drop", DEADLINE);
+    assert_eq!(world.outcome(&id(9)).0, "failed");
+    assert_eq!(world.outcome(&id(10)).0, "completed");
 }
