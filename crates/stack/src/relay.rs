@@ -136,12 +136,12 @@ impl Relay {
         self.shared.faults().delay = delay;
     }
 
-    /// Bytes delivered to the server so far, over all connections.
+    /// Bytes delivered to the server so far, over all connections; counted a moment after they arrive.
     pub fn to_server_bytes(&self) -> u64 {
         self.shared.to_server_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes delivered to clients so far, over all connections.
+    /// Bytes delivered to clients so far, over all connections; counted a moment after they arrive.
     pub fn to_client_bytes(&self) -> u64 {
         self.shared.to_client_bytes.load(Ordering::Relaxed)
     }
